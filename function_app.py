@@ -1,0 +1,27 @@
+"""The Function App: triggers that bind, call and return. Everything else is in src/sessionferry."""
+
+import sys
+from pathlib import Path
+
+import azure.functions as func
+
+# The platform installs requirements.txt but not this project; its package lies beside this file.
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+from sessionferry.consumer import Consumer
+
+app = func.FunctionApp()
+consumer = Consumer()
+
+
+@app.function_name("ingest")
+@app.service_bus_queue_trigger(
+    arg_name="messages",
+    connection="ServiceBusConnection",
+    queue_name="%FERRY_QUEUE%",
+    cardinality=func.Cardinality.MANY,
+    data_type=func.DataType.BINARY,
+)
+async def ingest(messages: list[func.ServiceBusMessage]) -> None:
+    """Take one invocation's batches in."""
+    await consumer.take_in(messages)

@@ -1,0 +1,180 @@
+"""The archive of batches' bytes, and the inbox of bytes too large for a message.
+
+Both are object stores by URL (`file:///…`, `memory://`, `az://…`, `s3://…`, `gs://…`), reached
+through obstore. Keys are computed from a session, a stream and a position, never read from a
+message. An archived object is a whole encoded batch, header included: it describes itself.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+
+from sessionferry import truncation
+from sessionferry.batch import Header, Limits, decode
+from sessionferry.errors import (
+    ArchiveMismatch,
+    BadBatch,
+    PermanentError,
+    TransientError,
+    UserError,
+)
+from sessionferry.identity import UNATTRIBUTED, SessionKey, Stream, session_folder
+
+
+class ArchivedObject(NamedTuple):
+    """One object: its key and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Archive:
+    """Objects by key. An object is written once; writing it again changes nothing."""
+
+    def __init__(self, store: ObjectStore, root: Path | None = None) -> None:
+        self._store = store
+        self._root = root
+
+    @classmethod
+    def open(cls, url: str) -> "Archive":
+        """Open by URL; a folder named by `file://` is made when it is absent."""
+        parts = urlsplit(url)
+        if parts.scheme == "memory":
+            return cls(MemoryStore())
+        if parts.scheme == "file":
+            root = Path(unquote(parts.path))
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return cls(LocalStore(root), root)
+        try:
+            return cls(from_url(url))
+        except (BaseError, ValueError) as error:
+            raise UserError(
+                f"The archive's URL {parts.scheme}://… is not usable: {error}"
+            ) from None
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Write an object unless it exists; on disk when this returns."""
+        try:
+            await obstore.put_async(self._store, key, data, mode="create")
+        except AlreadyExistsError:
+            return
+        except (BaseError, OSError) as error:
+            raise TransientError(f"The archive did not take {key}: {_brief(error)}") from error
+        if self._root is not None:
+            await asyncio.to_thread(_sync_to_disk, self._root / key)
+
+    async def get(self, key: str) -> bytes:
+        """Read an object; raises `ArchiveMismatch` when there is none."""
+        try:
+            result = await obstore.get_async(self._store, key)
+            return bytes(await result.bytes_async())
+        except FileNotFoundError:
+            raise ArchiveMismatch(f"There is no archived object {key}.") from None
+        except (BaseError, OSError) as error:
+            raise TransientError(f"The archive did not give {key}: {_brief(error)}") from error
+
+    async def objects(self, folder: str) -> AsyncIterator[ArchivedObject]:
+        """Yield the objects below a folder, in no particular order."""
+        try:
+            async for chunk in self._store.list(f"{folder}/"):
+                for found in chunk:
+                    yield ArchivedObject(found["path"], found["size"])
+        except (BaseError, OSError) as error:
+            raise TransientError(f"The archive did not list {folder}: {_brief(error)}") from error
+
+    async def delete(self, keys: list[str]) -> None:
+        """Delete objects; succeeds where they are absent."""
+        for key in keys:
+            try:
+                await obstore.delete_async(self._store, key)
+            except FileNotFoundError:
+                continue
+            except (BaseError, OSError) as error:
+                raise TransientError(f"The archive kept {key}: {_brief(error)}") from error
+
+    async def delete_folder(self, folder: str) -> None:
+        """Delete everything below a folder."""
+        await self.delete([found.key async for found in self.objects(folder)])
+
+
+def batch_key(header: Header, batch_id: str) -> str:
+    """Return where a decoded batch is archived."""
+    folder = session_folder(header.key)
+    name = f"{header.offset:015d}-{header.length}-{batch_id[:32]}"
+    if header.kind == "metadata":
+        return f"{folder}/metadata/{header.revision:020d}-{batch_id[:32]}"
+    if header.kind == "tail":
+        return f"{folder}/{header.stream}/{header.generation:016d}/tails/{name}"
+    return f"{stream_folder(header.key, header.stream, header.generation)}/{name}"
+
+
+def stream_folder(key: SessionKey, stream: Stream | None, generation: int) -> str:
+    """Return the folder of one stream's batches of one generation."""
+    return f"{session_folder(key)}/{stream}/{generation:016d}/lines"
+
+
+def inbox_key(header: Header, claim_sha256: str) -> str:
+    """Return where a publisher puts a batch that is too large for a message."""
+    return f"{session_folder(header.key)}/{header.kind}/{claim_sha256}"
+
+
+def unattributed_key(sha256: str) -> str:
+    """Return where the bytes of an undecodable message are kept."""
+    return f"{UNATTRIBUTED}/{sha256}"
+
+
+async def hydrate(archive: Archive, document: dict[str, object]) -> bytes:
+    """Return the original bytes of a stored or quarantined line, and verify their hash.
+
+    Raises `ArchiveMismatch` when the archive does not hold what the document says. Whole lines
+    that carry no reference raise `PermanentError`: their own fields are complete.
+    """
+    reference = document.get("payload_ref")
+    if not isinstance(reference, dict):
+        raise PermanentError("The document is complete; it refers to no archived bytes.")
+    key = str(reference["archive_key"])
+    _check_own(document, key)
+    body = await archive.get(key)
+    raw = body if reference.get("raw") else _decoded(body)
+    start = int(reference["offset"])
+    piece = raw[start : start + int(reference["length"])]
+    return truncation.check_hash(piece, str(reference["sha256"]))
+
+
+def _decoded(body: bytes) -> bytes:
+    limits = Limits(inline_bytes=Limits().claimed_bytes)
+    try:
+        return decode(body, limits=limits).payload
+    except BadBatch as error:
+        raise ArchiveMismatch(f"The archived object is no batch: {error}") from None
+
+
+def _check_own(document: dict[str, object], key: str) -> None:
+    """Refuse a reference that leads out of the document's own session."""
+    if ".." in key.split("/"):
+        raise ArchiveMismatch("The reference is not a key of this archive.")
+    if key.startswith(f"{UNATTRIBUTED}/"):
+        return
+    parts = (str(document.get(name)) for name in ("user_id", "project_slug", "session_id"))
+    if not key.startswith(session_folder(SessionKey(*parts)) + "/"):
+        raise ArchiveMismatch("The reference leads out of the document's session.")
+
+
+def _sync_to_disk(path: Path) -> None:
+    for target in (path, path.parent):
+        handle = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:300]

@@ -1,0 +1,5 @@
+"""`python -m sessionferry.cli` is the `ferry` command."""
+
+from sessionferry.cli import main
+
+main()

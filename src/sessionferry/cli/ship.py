@@ -1,0 +1,133 @@
+"""`ferry ship`: send session files to the queue."""
+
+import asyncio
+import hashlib
+from enum import Enum
+from pathlib import Path
+
+import typer
+
+from sessionferry.agent.discover import Source, default_paths, discover
+from sessionferry.agent.progress import Progress
+from sessionferry.agent.shipping import Report, Shipper, planned_bytes
+from sessionferry.cli.output import DataOption, JsonOption, number, print_json, progress, settings, size
+from sessionferry.errors import UserError
+from sessionferry.host import Identity
+from sessionferry.publisher import Publisher
+from sessionferry.settings import Endpoints, Settings, endpoints
+
+
+class Format(str, Enum):
+    """What the files are."""
+
+    AMPLIFIER = "amplifier"
+    JSONL = "jsonl"
+
+
+def ship(
+    paths: list[Path] = typer.Argument(
+        None, help="Session folders or files (default: ~/.amplifier)."
+    ),
+    file_format: Format | None = typer.Option(
+        None, "--format", help="jsonl: every .jsonl file is a plain transcript."
+    ),
+    supersede: bool = typer.Option(
+        False, help="Send files anew, as a new generation that replaces what is stored."
+    ),
+    resend: bool = typer.Option(False, help="Send again what was sent before; harmless."),
+    data: Path | None = DataOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Send what is new in session files to the queue, once.
+
+    Examples: ferry ship; ferry ship ~/work/.amplifier; ferry ship logs/ --format jsonl
+    """
+    chosen = settings(data)
+    identity = Identity.from_settings(chosen)
+    wanted = paths or default_paths()
+    if not wanted:
+        raise UserError("There is no ~/.amplifier; name the folders or files to ship.")
+    choice = file_format.value if file_format else None
+    sources = discover(wanted, identity.user_id, choice)
+    report = asyncio.run(
+        ship_sources(chosen, identity, sources, resend=resend, supersede=supersede)
+    )
+    _print(report, as_json=as_json)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+async def ship_sources(
+    chosen: Settings,
+    identity: Identity,
+    sources: list[Source],
+    *,
+    resend: bool = False,
+    supersede: bool = False,
+) -> Report:
+    """Ship sources to the endpoints of these settings."""
+    target = endpoints(chosen)
+    _check_running(target, chosen)
+    memory = Progress(memory_path(chosen, target))
+    try:
+        lost = identity.knew_spool(memory_name(target, chosen), memory.spool_id)
+        async with Publisher(target, resend=resend) as publisher:
+            with progress("shipping", planned_bytes(sources)) as advance:
+                shipper = Shipper(
+                    publisher,
+                    memory,
+                    identity,
+                    spool_was_lost=lost,
+                    resend=resend,
+                    supersede=supersede,
+                    advance=advance,
+                )
+                report = await shipper.ship(sources)
+                report.sent_bytes = publisher.sent_bytes
+                return report
+    finally:
+        memory.close()
+
+
+def memory_path(chosen: Settings, target: Endpoints) -> Path:
+    """Return where is remembered what was shipped to this destination."""
+    if target.local is not None:
+        return chosen.data / "agent" / "progress.db"
+    name = hashlib.sha256(target.destination.encode()).hexdigest()[:16]
+    return chosen.data / "agent" / f"progress-{name}.db"
+
+
+def memory_name(target: Endpoints, chosen: Settings) -> str:
+    """Name a destination in the identity file."""
+    return f"local:{chosen.data}" if target.local is not None else target.destination
+
+
+def _check_running(target: Endpoints, chosen: Settings) -> None:
+    if target.local is not None and not target.local.is_running():
+        raise UserError(
+            f"No `ferry local` is running with the data folder {chosen.data}. Start it first."
+        )
+
+
+def _print(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "files": report.files,
+                "unchanged": report.unchanged,
+                "lines": report.lines,
+                "bytes": report.bytes,
+                "sent_bytes": report.sent_bytes,
+                "tails": report.tails,
+                "rewritten": report.rewritten,
+                "failed": report.failed,
+            }
+        )
+        return
+    typer.echo(
+        f"Shipped {number(report.lines)} lines, {size(report.bytes)} as {size(report.sent_bytes)}, "
+        f"from {number(report.files)} files ({number(report.unchanged)} unchanged, "
+        f"{number(report.rewritten)} rewritten, {number(report.tails)} with an unterminated line)."
+    )
+    for failure in report.failed:
+        typer.echo(f"  not shipped: {failure}", err=True)

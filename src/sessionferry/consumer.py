@@ -1,0 +1,82 @@
+"""The Function App's side of ingest: one `Ingest` per process, and messages as it wants them."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from sessionferry.archive import Archive
+from sessionferry.errors import UserError
+from sessionferry.ingest import Ingest, Message, Outcome
+from sessionferry.settings import Settings
+from sessionferry.store.opening import open_store
+
+
+class QueueMessage(Protocol):
+    """The part of `azure.functions.ServiceBusMessage` that is used."""
+
+    def get_body(self) -> bytes: ...
+
+    @property
+    def message_id(self) -> str: ...
+
+    @property
+    def application_properties(self) -> dict[str, object]: ...
+
+    @property
+    def enqueued_time_utc(self) -> datetime | None: ...
+
+    @property
+    def delivery_count(self) -> int | None: ...
+
+    @property
+    def locked_until(self) -> datetime | None: ...
+
+
+class Consumer:
+    """Opens its store and archive on first use, so that the app starts without them."""
+
+    def __init__(self) -> None:
+        self._ingest: Ingest | None = None
+        self._opening = asyncio.Lock()
+
+    async def take_in(self, messages: Sequence[QueueMessage]) -> list[Outcome]:
+        """Bring the messages of one invocation to their final state.
+
+        Raises only for faults of the infrastructure; the queue then delivers them again.
+        """
+        ingest = await self._open()
+        return await ingest.take_in([message_from(message) for message in messages])
+
+    async def _open(self) -> Ingest:
+        async with self._opening:
+            if self._ingest is None:
+                self._ingest = await open_ingest(Settings.read())
+            return self._ingest
+
+
+async def open_ingest(settings: Settings) -> Ingest:
+    """Open what the settings name; raises `UserError` when one is missing."""
+    if settings.store is None or settings.archive is None or settings.inbox is None:
+        raise UserError("The Function App needs FERRY_STORE, FERRY_ARCHIVE and FERRY_INBOX.")
+    store = await open_store(settings.store.get_secret_value())
+    return Ingest(store, Archive.open(settings.archive), Archive.open(settings.inbox))
+
+
+def message_from(received: QueueMessage) -> Message:
+    """Take over what ingest needs of a Functions message."""
+    encoding = (received.application_properties or {}).get("content_encoding")
+    return Message(
+        body=received.get_body(),
+        message_id=received.message_id or "",
+        content_encoding=str(encoding) if encoding is not None else None,
+        enqueued_at=_seconds(received.enqueued_time_utc),
+        delivery_count=received.delivery_count or 1,
+        locked_until=_seconds(received.locked_until),
+    )
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,358 @@
+"""A line becomes a document, or is rejected with a reason.
+
+A document is the line's own fields at top level, then ours. Where both have a key, or Cosmos DB
+gives the key a meaning (`ttl`, `_etag`, ...), the line's value moves under `shadowed`: never lost,
+never obeyed. What is built depends on the line and its place alone, except for `synced_at`,
+`host_id` and `payload_ref`, so that any order and number of deliveries gives equal documents.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+from sessionferry import truncation
+from sessionferry.batch import Header
+from sessionferry.errors import BadBatch
+from sessionferry.formats import interpreter
+from sessionferry.formats.meaning import Usage, cost, count, utc
+from sessionferry.identity import Stream, line_id, line_id_prefix
+
+DOCUMENT_TYPES: dict[str, str] = {"events": "event", "transcript": "transcript_message"}
+_BOM = b"\xef\xbb\xbf"
+
+COSMOS_KEYS = frozenset({"ttl", "_rid", "_self", "_etag", "_attachments", "_ts", "_lsn"})
+PER_DELIVERY_KEYS = frozenset({"synced_at", "host_id", "payload_ref"})
+OUR_KEYS = frozenset(
+    {
+        *("id", "partition_key", "user_id", "project_slug", "session_id", "generation"),
+        *("sequence", "_type", "format", "line_sha256", "line_size_bytes", "data_truncated"),
+        *("data_size_bytes", "occurred_at", "summary", "repaired", "shadowed"),
+        *PER_DELIVERY_KEYS,
+    }
+)
+RESERVED = OUR_KEYS | COSMOS_KEYS
+
+
+class Facts(NamedTuple):
+    """What the head sums about one stored line."""
+
+    sequence: int
+    sha256: bytes
+    size: int
+    truncated: bool = False
+    repaired: bool = False
+    occurred_at: str | None = None
+    usage: Usage | None = None
+    cost: int = 0
+    lifecycle: str | None = None
+
+
+class Document(NamedTuple):
+    """A stored line: its facts, and the document as JSON text."""
+
+    facts: Facts
+    json: bytes
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The document as a dictionary."""
+        loaded: dict[str, Any] = orjson.loads(self.json)
+        return loaded
+
+
+class Rejected(NamedTuple):
+    """A line that cannot be a document: its place in the payload, its hash and the reason."""
+
+    sequence: int
+    sha256: bytes
+    position: int
+    length: int
+    reason: str
+    detail: str
+    preview: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a line stands: its sequence, and its first byte's place in the batch's payload."""
+
+    sequence: int
+    offset: int
+
+
+class DocumentBuilder:
+    """Builds the documents of one batch; everything they share is rendered once."""
+
+    def __init__(self, header: Header, archive_key: str, synced_at: str) -> None:
+        if header.stream is None:
+            raise BadBatch("Only batches with a stream hold lines.")
+        self.header = header
+        self.archive_key = archive_key
+        self.stream: Stream = header.stream
+        self._interpret = interpreter(header.format)
+        key = header.key
+        self._common: dict[str, Any] = {
+            "partition_key": key.partition_key,
+            "user_id": key.user_id,
+            "host_id": header.host_id,
+            "project_slug": key.project_slug,
+            "generation": header.generation,
+            "_type": DOCUMENT_TYPES[self.stream],
+            "format": header.format,
+            "synced_at": synced_at,
+        }
+        self._session_id = key.session_id
+        prefix = line_id_prefix(key.session_id, self.stream, header.generation)
+        common = orjson.dumps(self._common)[:-1] + b',"id":' + orjson.dumps(prefix)[:-1]
+        self._shared_with_session = b"," + common[1:]
+        self._shared = b',"session_id":' + orjson.dumps(key.session_id) + self._shared_with_session
+
+    def build(self, position: Position, line: bytes) -> Document | Rejected:
+        """Turn one line (without its newline) into a document, or say why that cannot be."""
+        sha256 = hashlib.sha256(line).digest()
+        if len(line) > truncation.MAX_PARSED_BYTES:
+            return self._unparsed(position, line, sha256)
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return self._lenient(position, line, sha256)
+        if type(fields) is not dict:
+            return self._reject(position, line, sha256, "not_an_object", "")
+        if _may_be_deep(line) and truncation.too_deep(fields):
+            return self._unparsed(position, line, sha256)
+        return self._parsed(position, line, sha256, fields, repaired=False)
+
+    # ------------------------------------------------------------ the usual case
+
+    def _parsed(
+        self,
+        position: Position,
+        line: bytes,
+        sha256: bytes,
+        fields: dict[str, Any],
+        *,
+        repaired: bool,
+    ) -> Document:
+        meaning = self._interpret(self.stream, fields)
+        data = orjson.dumps(fields)
+        facts = Facts(
+            position.sequence,
+            sha256,
+            len(line),
+            repaired=repaired,
+            occurred_at=meaning.occurred_at,
+            usage=meaning.usage,
+            cost=meaning.cost,
+            lifecycle=meaning.lifecycle,
+        )
+        if truncation.must_truncate(self.stream, len(data), len(data)):
+            return self._truncated(position, facts, fields, meaning.summary, len(data))
+        if repaired:
+            document = self._merged(position, facts, fields, meaning.summary, len(data))
+        else:
+            document = self._spliced(position, facts, fields, meaning.summary, data)
+        if truncation.must_truncate(self.stream, len(data), len(document)):
+            return self._truncated(position, facts, fields, meaning.summary, len(data))
+        return Document(facts, document)
+
+    def _spliced(
+        self,
+        position: Position,
+        facts: Facts,
+        fields: dict[str, Any],
+        summary: dict[str, Any],
+        data: bytes,
+    ) -> bytes:
+        """Append our fields to the line's own JSON; no second serialisation of the payload."""
+        clashes = RESERVED.intersection(fields)
+        if not clashes:
+            shared = self._shared
+        elif len(clashes) == 1 and fields.get("session_id") == self._session_id:
+            shared = self._shared_with_session
+        else:
+            return self._merged(position, facts, fields, summary, len(data))
+        own = b'%d","sequence":%d,"line_sha256":"%s","line_size_bytes":%d,' % (
+            *(facts.sequence, facts.sequence, facts.sha256.hex().encode(), facts.size),
+        )
+        rest = b'"data_truncated":false,"data_size_bytes":%d,"occurred_at":%s,"summary":%s}' % (
+            len(data),
+            b'"%s"' % facts.occurred_at.encode() if facts.occurred_at else b"null",
+            orjson.dumps(summary),
+        )
+        shared = shared if len(data) > len(b"{}") else shared[1:]
+        return b"".join((data[:-1], shared, own, rest))
+
+    # ------------------------------------------------------------ unusual lines
+
+    def _merged(
+        self,
+        position: Position,
+        facts: Facts,
+        fields: dict[str, Any],
+        summary: dict[str, Any],
+        size: int,
+    ) -> bytes:
+        return orjson.dumps(shadow(fields, self._our_fields(position, facts, summary, size)))
+
+    def _truncated(
+        self,
+        position: Position,
+        facts: Facts,
+        fields: dict[str, Any],
+        summary: dict[str, Any],
+        size: int,
+    ) -> Document:
+        facts = facts._replace(truncated=True)
+        ours = self._our_fields(position, facts, summary, size)
+        return Document(facts, orjson.dumps(truncation.kept(fields) | ours))
+
+    def _unparsed(self, position: Position, line: bytes, sha256: bytes) -> Document | Rejected:
+        if not truncation.looks_like_object(line.removeprefix(_BOM)):
+            return self._reject(position, line, sha256, "not_an_object", "")
+        fields, summary = truncation.scan(line)
+        facts = Facts(
+            position.sequence,
+            sha256,
+            len(line),
+            occurred_at=utc(fields.get("ts")),
+            lifecycle=_lifecycle(self.header.format, self.stream, fields, summary),
+        )
+        return self._truncated(position, facts, fields, summary, len(line))
+
+    def _lenient(self, position: Position, line: bytes, sha256: bytes) -> Document | Rejected:
+        """Read what Python's json accepts and the standard does not, or reject the line."""
+        starts_file = self.header.offset + position.offset == 0
+        text = line.removeprefix(_BOM) if starts_file else line
+        if truncation.text_too_deep(text):
+            return self._unparsed(position, line, sha256)
+        try:
+            fields = json.loads(text.decode())
+        except UnicodeDecodeError as error:
+            return self._reject(position, line, sha256, "not_utf8", str(error))
+        except ValueError as error:
+            return self._reject(position, line, sha256, "not_json", str(error))
+        if type(fields) is not dict:
+            return self._reject(position, line, sha256, "not_an_object", "")
+        mended = _mend(fields)
+        return self._parsed(
+            position, line, sha256, mended, repaired=text is line or mended != fields
+        )
+
+    def _reject(
+        self, position: Position, line: bytes, sha256: bytes, reason: str, detail: str
+    ) -> Rejected:
+        preview = line[:256].decode(errors="replace")
+        where = (position.sequence, sha256, position.offset, len(line))
+        return Rejected(*where, reason, detail[:256], preview)
+
+    def _our_fields(
+        self, position: Position, facts: Facts, summary: dict[str, Any], size: int
+    ) -> dict[str, Any]:
+        version = (self.stream, self.header.generation, facts.sequence)
+        ours = {
+            "session_id": self._session_id,
+            **self._common,
+            "id": line_id(self._session_id, *version),
+            "sequence": facts.sequence,
+            "line_sha256": facts.sha256.hex(),
+            "line_size_bytes": facts.size,
+            "data_truncated": facts.truncated,
+            "data_size_bytes": size,
+            "occurred_at": facts.occurred_at,
+            "summary": summary,
+        }
+        if facts.repaired:
+            ours["repaired"] = True
+        if facts.repaired or facts.truncated:
+            ours["payload_ref"] = payload_ref(
+                self.archive_key, position.offset, facts.size, facts.sha256
+            )
+        return ours
+
+
+def payload_ref(archive_key: str, offset: int, length: int, sha256: bytes) -> dict[str, Any]:
+    """Say where a line's bytes lie: archive key, place in the batch's payload, hash."""
+    return {
+        "archive_key": archive_key,
+        "offset": offset,
+        "length": length,
+        "sha256": sha256.hex(),
+    }
+
+
+def shadow(fields: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Lay our fields over the line's; what would be lost or obeyed moves under `shadowed`."""
+    aside = {
+        key: value
+        for key, value in fields.items()
+        if key in RESERVED and not _stays(key, value, ours)
+    }
+    merged = {key: value for key, value in fields.items() if key not in aside} | ours
+    return merged | {"shadowed": aside} if aside else merged
+
+
+def stored_facts(document: dict[str, Any]) -> Facts:
+    """Read the facts back from a stored document: what a head counts is what is stored."""
+    summary = document.get("summary") or {}
+    shown = summary.get("usage")
+    usage = (
+        Usage(*(count(shown.get(name)) for name in Usage._fields)) if shown is not None else None
+    )
+    return Facts(
+        sequence=document["sequence"],
+        sha256=bytes.fromhex(document["line_sha256"]),
+        size=document["line_size_bytes"],
+        truncated=document["data_truncated"],
+        repaired=document.get("repaired", False),
+        occurred_at=document["occurred_at"],
+        usage=usage,
+        cost=cost(summary.get("cost_usd")),
+        lifecycle=_lifecycle(document["format"], _stream(document), document, summary),
+    )
+
+
+def _lifecycle(
+    name: str, stream: Stream, fields: dict[str, Any], summary: dict[str, Any]
+) -> str | None:
+    """Read the lifecycle off what every document keeps: the status is in its summary."""
+    return interpreter(name)(stream, fields | {"status": summary.get("status")}).lifecycle
+
+
+def _stream(document: dict[str, Any]) -> Stream:
+    return "events" if document["_type"] == DOCUMENT_TYPES["events"] else "transcript"
+
+
+def _stays(key: str, value: object, ours: dict[str, Any]) -> bool:
+    if key in COSMOS_KEYS or key in PER_DELIVERY_KEYS or key not in ours:
+        return False
+    return type(value) is type(ours[key]) and value == ours[key]
+
+
+def _may_be_deep(line: bytes) -> bool:
+    return line.count(b"{") + line.count(b"[") > truncation.MAX_DEPTH
+
+
+def _mend(value: Any) -> Any:
+    """Replace what standard JSON cannot carry: NaN, infinities, lone surrogates, huge integers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -(2**63) <= value < 2**64 else _as_float(value)
+    if isinstance(value, list):
+        return [_mend(item) for item in value]
+    if isinstance(value, dict):
+        return {_mend(key): _mend(item) for key, item in value.items()}
+    return value
+
+
+def _as_float(value: int) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -1,0 +1,162 @@
+"""Giving a session back as the files it came from, byte for byte.
+
+A stream is put together from its archived batches by offset. Where batches that claim the same
+bytes disagree (a conflict), the stored documents decide, line by line.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sessionferry.archive import Archive, stream_folder
+from sessionferry.batch import Batch, Limits, decode, lines_of
+from sessionferry.errors import ArchiveMismatch, BadBatch
+from sessionferry.heads import Head
+from sessionferry.identity import STREAMS, Stream
+from sessionferry.store import Store
+
+FILE_NAMES: dict[Stream, str] = {"events": "events.jsonl", "transcript": "transcript.jsonl"}
+
+
+class Piece(NamedTuple):
+    """One archived batch: which bytes of the file it holds, and where."""
+
+    offset: int
+    length: int
+    key: str
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.length
+
+
+class Exported(NamedTuple):
+    """A file that was written: its path, size and SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+async def export_session(
+    store: Store, archive: Archive, head: Head, folder: Path
+) -> list[Exported]:
+    """Write `metadata.json`, `transcript.jsonl` and `events.jsonl` as they were.
+
+    Raises `ArchiveMismatch` when the archive lacks bytes that the head counts.
+    """
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    written = []
+    if head.metadata is not None:
+        payload = (await read_batch(archive, head.metadata.archive_key)).payload
+        written.append(await _write(folder / "metadata.json", _once(payload)))
+    for name in STREAMS:
+        state = head.stream(name)
+        if state.extent or state.tail:
+            written.append(
+                await _write(folder / FILE_NAMES[name], file_bytes(store, archive, head, name))
+            )
+    return written
+
+
+async def file_bytes(
+    store: Store, archive: Archive, head: Head, stream: Stream
+) -> AsyncIterator[bytes]:
+    """Yield a stream's bytes in order, one batch in memory at a time."""
+    state = head.stream(stream)
+    if state.conflicts:
+        source = _by_documents(store, archive, head, stream)
+    else:
+        source = _by_offset(archive, head, stream)
+    async for block in source:
+        yield block
+    if state.tail is not None:
+        yield (await read_batch(archive, state.tail.archive_key)).payload
+
+
+async def read_batch(archive: Archive, key: str) -> Batch:
+    """Read and decode an archived batch; raises `ArchiveMismatch` when it is none."""
+    try:
+        return decode(await archive.get(key), limits=Limits(), claimed=True)
+    except BadBatch as error:
+        raise ArchiveMismatch(f"The archived object {key} is no batch: {error}") from None
+
+
+async def archived_pieces(archive: Archive, head: Head, stream: Stream) -> list[Piece]:
+    """List the batches of the newest generation, by offset, longest first."""
+    folder = stream_folder(head.key, stream, head.stream(stream).generation)
+    found = []
+    async for item in archive.objects(folder):
+        offset, length, _ = item.key.rpartition("/")[2].split("-", 2)
+        found.append(Piece(int(offset), int(length), item.key))
+    return sorted(found, key=lambda piece: (piece.offset, -piece.length, piece.key))
+
+
+async def _by_offset(archive: Archive, head: Head, stream: Stream) -> AsyncIterator[bytes]:
+    position = 0
+    for piece in await archived_pieces(archive, head, stream):
+        if piece.end <= position:
+            continue
+        if piece.offset > position:
+            raise _missing(stream, position, piece.offset)
+        payload = (await read_batch(archive, piece.key)).payload
+        yield payload[position - piece.offset :]
+        position = piece.end
+    expected = head.stream(stream).extent.last + 1
+    if position < expected:
+        raise _missing(stream, position, expected)
+
+
+async def _by_documents(
+    store: Store, archive: Archive, head: Head, stream: Stream
+) -> AsyncIterator[bytes]:
+    """Yield each sequence's stored line, from whichever batch holds it."""
+    state = head.stream(stream)
+    pieces = await archived_pieces(archive, head, stream)
+    sequence = 0
+    for piece in pieces:
+        batch = await read_batch(archive, piece.key)
+        first = batch.header.start_sequence
+        for number, (_, line) in enumerate(lines_of(batch.payload), first):
+            if number != sequence:
+                continue
+            if number in state.stored:
+                document = await store.read_line(head.key, stream, state.generation, number)
+                if document is None or document["line_sha256"] != _sha256(line):
+                    continue
+            yield line + b"\n"
+            sequence += 1
+    expected = (state.stored | state.quarantined).last + 1
+    if sequence < expected:
+        raise ArchiveMismatch(f"Line {sequence} of {stream} is in no archived batch.")
+
+
+async def _write(path: Path, blocks: AsyncIterator[bytes]) -> Exported:
+    digest = hashlib.sha256()
+    size = 0
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        with unfinished.open("wb") as file:
+            async for block in blocks:
+                file.write(block)
+                digest.update(block)
+                size += len(block)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Exported(path, size, digest.hexdigest())
+
+
+async def _once(payload: bytes) -> AsyncIterator[bytes]:
+    yield payload
+
+
+def _sha256(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _missing(stream: Stream, first: int, end: int) -> ArchiveMismatch:
+    return ArchiveMismatch(f"Bytes {first} to {end - 1} of {stream} are not in the archive.")

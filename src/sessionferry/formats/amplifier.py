@@ -1,0 +1,101 @@
+"""Amplifier's `events.jsonl` and `transcript.jsonl`.
+
+Events have an envelope (`ts, lvl, event, session_id`, sometimes `status, duration_ms, error`) and
+the rest in `data`. Usage is accounted from `llm:response` alone: `content_block:end` repeats it.
+"""
+
+from typing import Any
+
+from sessionferry.formats.meaning import (
+    MAX_TEXT,
+    Meaning,
+    Usage,
+    cost,
+    cost_text,
+    count,
+    text,
+    usage_summary,
+    utc,
+)
+from sessionferry.identity import Stream
+
+LIFECYCLE_EVENTS = frozenset(
+    {
+        *("session:start", "session:resume", "session:fork", "prompt:submit"),
+        *("execution:start", "execution:end", "orchestrator:complete"),
+        *("cancel:requested", "cancel:completed"),
+    }
+)
+"""Events that say where a run stands. `session:end` is not among them: it is missing, repeated or
+out of order too often to be evidence."""
+_NOTHING: dict[str, Any] = {}
+
+
+def interpret(stream: Stream, line: dict[str, Any]) -> Meaning:
+    """Read one line of either file."""
+    return _event(line) if stream == "events" else _message(line)
+
+
+def _event(line: dict[str, Any]) -> Meaning:
+    data = line.get("data")
+    if not isinstance(data, dict):
+        data = _NOTHING
+    name = line.get("event")
+    meaning = Meaning(occurred_at=utc(line.get("ts", line.get("timestamp"))))
+    summary = meaning.summary
+    for key in ("model", "provider", "tool_name", "tool_call_id"):
+        if key in data and (value := text(data[key])):
+            summary[key] = value
+    for key in ("status", "error"):
+        if (value := line.get(key, data.get(key))) is not None:
+            summary[key] = _brief(value)
+    duration = line.get("duration_ms", data.get("duration_ms"))
+    if isinstance(duration, int | float) and not isinstance(duration, bool):
+        summary["duration_ms"] = duration
+    if parent := text(data.get("parent_id")) or _forked_from(name, data):
+        summary["parent_id"] = parent
+    if name == "llm:response":
+        _account(data, meaning)
+    elif isinstance(name, str) and name in LIFECYCLE_EVENTS:
+        state = summary.get("status")
+        meaning.lifecycle = f"{name}={state}" if state else name
+    return meaning
+
+
+def _account(data: dict[str, Any], meaning: Meaning) -> None:
+    usage = data.get("usage")
+    if not isinstance(usage, dict):
+        return
+    cached = count(usage.get("cache_read_tokens"))
+    meaning.usage = Usage(
+        # The provider's input count includes what was read from the cache, not what was written.
+        input=max(0, count(usage.get("input_tokens", usage.get("input"))) - cached),
+        output=count(usage.get("output_tokens", usage.get("output"))),
+        cache_read=cached,
+        cache_write=count(usage.get("cache_write_tokens")),
+    )
+    meaning.summary["usage"] = usage_summary(meaning.usage)
+    meaning.cost = cost(usage.get("cost_usd"))
+    if meaning.cost:
+        meaning.summary["cost_usd"] = cost_text(meaning.cost)
+
+
+def _message(line: dict[str, Any]) -> Meaning:
+    metadata = line.get("metadata")
+    time = metadata.get("timestamp") if isinstance(metadata, dict) else None
+    meaning = Meaning(occurred_at=utc(time or line.get("ts") or line.get("timestamp")))
+    if value := text(line.get("tool_call_id")):
+        meaning.summary["tool_call_id"] = value
+    if line.get("role") == "tool" and (value := text(line.get("name"))):
+        meaning.summary["tool_name"] = value
+    return meaning
+
+
+def _forked_from(name: object, data: dict[str, Any]) -> str | None:
+    return text(data.get("parent")) if name == "session:fork" else None
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict):
+        value = value.get("message", value.get("type", value))
+    return value[:MAX_TEXT] if isinstance(value, str) else str(value)[:MAX_TEXT]

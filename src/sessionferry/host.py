@@ -1,0 +1,157 @@
+"""Who this machine is: a host id and a user id that outlive spools, upgrades and renames.
+
+The identity lies in a small file of its own (`identity.json` in the user's configuration folder).
+`host_id` is FERRY_HOST_ID, else the file's. `user_id` is FERRY_USER_ID, else what the enrolment
+wrote into the file, else `{login}@{host_id}`.
+"""
+
+import getpass
+import hashlib
+import os
+import re
+import secrets
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from sessionferry.errors import UserError
+from sessionferry.identity import check_part
+from sessionferry.settings import Settings
+
+IDENTITY_FILE = "identity.json"
+
+
+class Identity:
+    """The ids of this machine, read from (or created in) an identity folder."""
+
+    def __init__(
+        self, folder: Path, *, host_id: str | None = None, user_id: str | None = None
+    ) -> None:
+        self.path = folder / IDENTITY_FILE
+        self._file = _read_or_create(self.path)
+        self.host_id = check_part("host_id", host_id or str(self._file["host_id"]))
+        own = user_id or self._file.get("user_id") or f"{_login()}@{self.host_id}"
+        self.user_id = check_part("user_id", str(own))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Identity":
+        """Read the identity that the settings name."""
+        return cls(settings.identity, host_id=settings.host_id, user_id=settings.user_id)
+
+    def knew_spool(self, destination: str, spool_id: str) -> bool:
+        """Whether an earlier, other spool for this destination is known, which is lost then.
+
+        Remembers this one from now on.
+        """
+        spools = dict(self._file.get("spools", {}))
+        known = spools.get(destination)
+        if known == spool_id:
+            return False
+        self._file = self._file | {"spools": spools | {destination: spool_id}}
+        _write(self.path, self._file)
+        return known is not None
+
+
+class IdentityContext:
+    """The identity of this process, as amplifier-session-storage offers it."""
+
+    _identity: ClassVar[Identity | None] = None
+
+    @classmethod
+    def initialize(cls) -> None:
+        """Read the identity; create it on this machine's first use."""
+        cls._identity = Identity.from_settings(Settings.read())
+
+    @classmethod
+    def get_user_id(cls) -> str:
+        """Return the user's id."""
+        return cls._current().user_id
+
+    @classmethod
+    def get_host_id(cls) -> str:
+        """Return this machine's id."""
+        return cls._current().host_id
+
+    @classmethod
+    def _current(cls) -> Identity:
+        if cls._identity is None:
+            cls.initialize()
+        if cls._identity is None:  # initialize() raises rather than leave this
+            raise UserError("The identity could not be read.")
+        return cls._identity
+
+
+def machine_fingerprint() -> str:
+    """Tell this machine from another one that shares its image: 16 hex characters.
+
+    The boot id differs between running machines even when everything on disk was cloned.
+    """
+    parts = [socket.gethostname()]
+    for name in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
+        try:
+            parts.append(Path(name).read_text().strip())
+        except OSError:
+            continue
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _read_or_create(path: Path) -> dict[str, Any]:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return _create(path)
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UserError(
+            f"The identity file {path} cannot be read ({error}). Repair it, or remove it to get a "
+            "new identity; what was sent before stays under the old one."
+        ) from None
+    if not isinstance(found, dict) or not isinstance(found.get("host_id"), str):
+        raise UserError(f"The identity file {path} names no host_id.")
+    return found
+
+
+def _create(path: Path) -> dict[str, Any]:
+    name = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:40] or "host"
+    fresh = {
+        "host_id": f"{name}-{secrets.token_hex(4)}",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    candidate = _written(path, fresh)
+    try:
+        # Of several first users at the same moment one wins, and all read its file.
+        os.link(candidate, path)
+    except FileExistsError:
+        return _read_or_create(path)
+    except OSError as error:
+        raise UserError(f"The identity file {path} cannot be written: {error}") from None
+    finally:
+        candidate.unlink(missing_ok=True)
+    return fresh
+
+
+def _write(path: Path, identity: dict[str, Any]) -> None:
+    _written(path, identity).replace(path)
+
+
+def _written(path: Path, identity: dict[str, Any]) -> Path:
+    candidate = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(orjson.dumps(identity, option=orjson.OPT_INDENT_2))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"The identity file {path} cannot be written: {error}") from None
+    return candidate
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "user"

@@ -1,0 +1,51 @@
+"""What state a session is in, read off the facts in its head with the clock.
+
+Completion is `orchestrator:complete`: `session:end` is missing from many sessions, stands several
+times in others, and is therefore no evidence.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from sessionferry.heads import Head, StreamHead
+from sessionferry.identity import STREAMS
+
+Status = Literal[
+    "created", "active", "completed", "failed", "terminated", "interrupted", "deleted"
+]
+QUIET = timedelta(minutes=15)
+"""Without a line for so long, a session whose run did not end counts as interrupted (ours)."""
+
+_FAILED = frozenset({"error", "failed"})
+_TERMINATED = frozenset({"cancelled", "canceled"})
+
+
+def status(head: Head, now: datetime) -> Status:
+    """Return a session's state. `now` is aware."""
+    if head.tombstone is not None:
+        return "deleted"
+    states = [head.stream(name) for name in STREAMS]
+    if not any(state.stored for state in states):
+        return "created"
+    ended = _ended(head.stream("events"))
+    if ended is not None:
+        return ended
+    return "active" if _last_time(states) > now - QUIET else "interrupted"
+
+
+def _ended(events: StreamHead) -> Status | None:
+    if events.lifecycle is None:
+        return None
+    name, _, result = events.lifecycle.event.partition("=")
+    if name == "cancel:completed" or result in _TERMINATED:
+        return "terminated"
+    if result in _FAILED:
+        return "failed"
+    return "completed" if name == "orchestrator:complete" else None
+
+
+def _last_time(states: list[StreamHead]) -> datetime:
+    times = [state.last_time for state in states if state.last_time]
+    if not times:
+        return datetime.min.replace(tzinfo=UTC)
+    return datetime.fromisoformat(max(times)[:26]).replace(tzinfo=UTC)

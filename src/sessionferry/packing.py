@@ -1,0 +1,166 @@
+"""Packing lines into batches by compressed size.
+
+Blocks of whole lines go into one compressor until the next would pass the limit; then a new batch
+begins. A line that does not fit a message by itself becomes a batch for the inbox.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import zstandard
+
+from sessionferry.batch import ZSTD_LEVEL, Header, Limits, compress, is_blank, utc_now
+
+BLOCK_BYTES = 64 * 1024
+"""Lines are compressed in blocks of about this size; shorter ones fill messages better."""
+RAW_BYTES = 15 * 1024 * 1024
+"""Most source bytes in one message: below the consumer's bound of 16 MiB."""
+
+# RFC 8878, 3.1.1.2: an empty, raw, last block. After a flushed block it ends a frame.
+_EMPTY_LAST_BLOCK = b"\x01\x00\x00"
+
+
+class Packed(NamedTuple):
+    """A batch ready to be sent: its header, and its payload as compressed frames."""
+
+    header: Header
+    compressed: bytes
+    payload_sha256: str
+
+
+class Place(NamedTuple):
+    """A position in a file: byte offset and sequence of the next line."""
+
+    offset: int = 0
+    sequence: int = 0
+
+
+START = Place()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A batch that still takes blocks."""
+
+    start: Place
+    frame: bytearray = field(default_factory=bytearray)
+    length: int = 0
+    lines: int = 0
+    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    compressor: zstandard.ZstdCompressionObj = field(
+        default_factory=lambda: zstandard.ZstdCompressor(
+            level=ZSTD_LEVEL, write_content_size=False
+        ).compressobj()
+    )
+
+
+class Packer:
+    """Packs one stream's blocks into batches of at most `limit` compressed bytes."""
+
+    def __init__(self, template: Header, limit: int, place: Place = START) -> None:
+        self._template = template
+        # The header's own frame: short, but with room for long identities.
+        self._limit = limit - len(compress(template.to_json(), "zstd")) - 512
+        self._open = _Open(place)
+
+    @property
+    def place(self) -> Place:
+        """Where the next line stands."""
+        start = self._open.start
+        return Place(start.offset + self._open.length, start.sequence + self._open.lines)
+
+    def add(self, block: bytes) -> Iterator[Packed]:
+        """Take a block of whole, terminated lines; yield the batches that it completes."""
+        for piece in pieces(block):
+            lines = count_lines(piece)
+            if self._is_past_bounds(len(piece), lines):
+                yield from self.flush()
+            if not self._try(piece, lines):
+                yield from self.flush()
+                if not self._try(piece, lines):
+                    yield from self._alone(piece, lines)
+
+    def flush(self) -> Iterator[Packed]:
+        """Yield what is packed so far, if anything."""
+        done = self._open
+        if done.length:
+            self._open = _Open(self.place)
+            frame = bytes(done.frame) + _EMPTY_LAST_BLOCK
+            yield Packed(self._header(done), frame, done.sha256.hexdigest())
+
+    def _is_past_bounds(self, length: int, lines: int) -> bool:
+        done = self._open
+        return bool(done.length) and (
+            done.length + length > RAW_BYTES or done.lines + lines > Limits().lines
+        )
+
+    def _try(self, piece: bytes, lines: int) -> bool:
+        """Compress a piece into the open batch; False when it did not fit."""
+        done = self._open
+        if len(piece) > RAW_BYTES:
+            return False
+        added = done.compressor.compress(piece)
+        added += done.compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        if len(done.frame) + len(added) > self._limit:
+            return False
+        done.frame += added
+        done.sha256.update(piece)
+        done.length += len(piece)
+        done.lines += lines
+        return True
+
+    def _alone(self, piece: bytes, lines: int) -> Iterator[Packed]:
+        alone = _Open(self._open.start, length=len(piece), lines=lines)
+        digest = hashlib.sha256(piece).hexdigest()
+        yield Packed(self._header(alone), compress(piece, "zstd"), digest)
+        self._open = _Open(Place(alone.start.offset + len(piece), alone.start.sequence + lines))
+
+    def _header(self, done: _Open) -> Header:
+        return self._template.model_copy(
+            update={
+                "start_sequence": done.start.sequence,
+                "offset": done.start.offset,
+                "line_count": done.lines,
+                "length": done.length,
+                "sent_at": utc_now(),
+            }
+        )
+
+
+def pack(
+    template: Header, blocks: Iterable[bytes], limit: int, place: Place = START
+) -> Iterator[Packed]:
+    """Pack a stream's blocks from `place` on."""
+    packer = Packer(template, limit, place)
+    for block in blocks:
+        yield from packer.add(block)
+    yield from packer.flush()
+
+
+def pack_whole(template: Header, payload: bytes) -> Packed:
+    """Pack a payload that is one piece: a tail, a metadata file, a heartbeat."""
+    header = template.model_copy(update={"length": len(payload), "sent_at": utc_now()})
+    return Packed(header, compress(payload, "zstd"), hashlib.sha256(payload).hexdigest())
+
+
+def pieces(block: bytes) -> Iterator[bytes]:
+    """Cut a block of terminated lines into runs of about `BLOCK_BYTES`, never inside a line."""
+    start = 0
+    while start < len(block):
+        end = block.rfind(b"\n", start, start + BLOCK_BYTES) + 1
+        if end <= start:
+            end = block.find(b"\n", start) + 1 or len(block)
+        yield block[start:end]
+        start = end
+
+
+def count_lines(piece: bytes) -> int:
+    """Count the non-blank lines of a piece whose lines are all terminated."""
+    if piece[:1].isspace() or any(sign in piece for sign in _MAYBE_BLANK):
+        return sum(not is_blank(line) for line in piece.split(b"\n"))
+    return piece.count(b"\n")
+
+
+_MAYBE_BLANK = (b"\n\n", b"\n ", b"\n\r", b"\n\t", b"\n\x0b", b"\n\x0c")

@@ -1,0 +1,209 @@
+"""The client library: sends batches to the queue, and says which are safely there.
+
+async with Publisher(endpoints) as publisher:
+    for packed in pack(header, blocks, publisher.limit):
+        for header in await publisher.send(packed):
+            ...                     # this batch is in the queue: it may be forgotten here
+    for header in await publisher.flush():
+        ...
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from types import TracebackType
+from typing import Self
+
+from azure.core.exceptions import AzureError
+from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus._common.message import PrimitiveTypes
+from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
+from azure.servicebus.exceptions import (
+    MessageSizeExceededError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+)
+
+from sessionferry.archive import Archive, inbox_key
+from sessionferry.batch import (
+    REPLAY_MARK,
+    Claim,
+    Header,
+    batch_id,
+    encode_parts,
+)
+from sessionferry.errors import TransientError, UserError
+from sessionferry.packing import Packed
+from sessionferry.retrying import retry
+from sessionferry.settings import Endpoints
+
+log = logging.getLogger(__name__)
+
+PROPERTY_ROOM = 2 * 1024
+"""Bytes of a message left for its properties: Service Bus counts them towards its limit."""
+MOST_PENDING = 500
+"""Batches held back to be sent together, however small they are."""
+
+
+class Publisher:
+    """One sending link to one queue. Not for concurrent use: one task sends at a time."""
+
+    def __init__(
+        self, endpoints: Endpoints, *, resend: bool = False, retry_seconds: float = 60.0
+    ) -> None:
+        self._endpoints = endpoints
+        self._inbox = Archive.open(endpoints.inbox)
+        self._resend = resend
+        self._retry_seconds = retry_seconds
+        self._client: ServiceBusClient | None = None
+        self._sender: ServiceBusSender | None = None
+        self._group: ServiceBusMessageBatch | None = None  # the pending messages, as one transfer
+        self._pending: list[tuple[Header, ServiceBusMessage]] = []
+        self._limit = 0
+        self.sent_bytes = 0
+        """Bytes of encoded batches that were handed over, in messages or through the inbox."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await retry(self._connect, seconds=self._retry_seconds)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def limit(self) -> int:
+        """Most bytes that one message's body may have: the link's own limit, less properties."""
+        return self._limit - PROPERTY_ROOM
+
+    async def send(self, packed: Packed) -> list[Header]:
+        """Take a batch; return the headers of those that are now safely in the queue.
+
+        A batch too large for a message goes to the inbox first. After an error every batch that
+        was not returned is still held: `flush` tries them again.
+        """
+        message = await self._message(packed)
+        accepted = []
+        if len(self._pending) >= MOST_PENDING or not self._fits(message):
+            accepted = await self.flush()
+            self._fits(message)
+        self._pending.append((packed.header, message))
+        return accepted
+
+    async def flush(self) -> list[Header]:
+        """Send what is held; return the headers of the batches that are now in the queue."""
+        if not self._pending:
+            return []
+        await retry(self._send_pending, seconds=self._retry_seconds)
+        accepted = [header for header, _ in self._pending]
+        self._pending = []
+        self._group = None
+        return accepted
+
+    async def close(self) -> None:
+        """Close the link; batches that were not flushed are not sent."""
+        for part in (self._sender, self._client):
+            if part is not None:
+                await part.close()
+        self._sender = self._client = None
+
+    # ------------------------------------------------------------ link
+
+    async def _connect(self) -> None:
+        await self.close()
+        client = self._open_client()
+        self._client = client
+        self._sender = client.get_queue_sender(self._endpoints.queue)
+        try:
+            self._limit = (await self._sender.create_message_batch()).max_size_in_bytes
+        except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
+            raise UserError(
+                f"The queue {self._endpoints.queue} refused this sender: {_brief(error)} "
+                "It needs the right to send (role Azure Service Bus Data Sender)."
+            ) from None
+        except (AzureError, OSError) as error:
+            raise TransientError(f"The queue cannot be reached: {_brief(error)}") from error
+
+    def _open_client(self) -> ServiceBusClient:
+        connection = self._endpoints.connection
+        if connection is not None:
+            try:
+                return ServiceBusClient.from_connection_string(
+                    connection.get_secret_value(), retry_total=1
+                )
+            except ValueError:
+                # The SDK's own sentence may quote the string, and with it the key.
+                raise UserError("ServiceBusConnection is not a connection string.") from None
+        from azure.identity.aio import DefaultAzureCredential
+
+        namespace = self._endpoints.namespace or ""
+        return ServiceBusClient(namespace, DefaultAzureCredential(), retry_total=1)
+
+    async def _send_pending(self) -> None:
+        if self._sender is None:
+            await self._connect()
+        sender = self._sender
+        if sender is None:
+            raise TransientError("The queue cannot be reached.")
+        group = self._group if len(self._pending) > 1 else None
+        try:
+            await sender.send_messages(group or self._pending[0][1])
+        except (AzureError, OSError) as error:
+            await self._drop_link()
+            raise TransientError(f"The queue did not take a batch: {_brief(error)}") from error
+
+    async def _drop_link(self) -> None:
+        try:
+            await self.close()
+        except (AzureError, OSError, asyncio.CancelledError) as error:
+            log.debug("closing a broken link failed", extra={"error": _brief(error)})
+            self._sender = self._client = None
+
+    # ------------------------------------------------------------ messages
+
+    async def _message(self, packed: Packed) -> ServiceBusMessage:
+        header = packed.header
+        body = encode_parts(header, packed.compressed)
+        self.sent_bytes += len(body)
+        if len(body) > self.limit:
+            header = await self._claim(header, body)
+            body = encode_parts(header, b"")
+        message_id = batch_id(header, packed.payload_sha256)
+        if self._resend:
+            message_id += REPLAY_MARK + secrets.token_hex(8)
+        properties: dict[str | bytes, PrimitiveTypes] = {"content_encoding": "zstd"}
+        return ServiceBusMessage(body, message_id=message_id, application_properties=properties)
+
+    async def _claim(self, header: Header, body: bytes) -> Header:
+        claim = Claim(size=len(body), sha256=hashlib.sha256(body).hexdigest())
+        key = inbox_key(header, claim.sha256)
+        await retry(lambda: self._inbox.put(key, body), seconds=self._retry_seconds)
+        return header.model_copy(update={"claim": claim})
+
+    def _fits(self, message: ServiceBusMessage) -> bool:
+        """Whether a message can go with those that are held; the first one always does."""
+        if not self._pending:
+            self._group = ServiceBusMessageBatch(self._limit)
+        if self._group is None:
+            return False
+        try:
+            self._group.add_message(message)
+        except MessageSizeExceededError:
+            # By itself it fits: a group costs a few bytes more than a message alone.
+            if not self._pending:
+                self._group = None
+            return not self._pending
+        return True
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:300]

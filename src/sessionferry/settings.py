@@ -1,0 +1,163 @@
+"""Configuration, read once at the edge from the environment.
+
+`FERRY_*` are ours; `ServiceBusConnection` and `ServiceBusConnection__fullyQualifiedNamespace` are
+the names that Azure Functions uses for the same queue.
+"""
+
+import os
+from pathlib import Path
+
+import orjson
+from platformdirs import user_config_path, user_data_path
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sessionferry.errors import UserError
+
+DEFAULT_QUEUE = "sessions"
+LOCAL_FILE = "local.json"
+
+
+class Settings(BaseSettings):
+    """All settings. None of them is needed where a `ferry local` runs."""
+
+    model_config = SettingsConfigDict(env_prefix="FERRY_", frozen=True, populate_by_name=True)
+
+    data: Path = Field(
+        default_factory=lambda: user_data_path("sessionferry"),
+        description="Data folder of `ferry local`, and of the agent's progress.",
+    )
+    identity: Path = Field(
+        default_factory=lambda: user_config_path("sessionferry"),
+        description="Folder that keeps this host's identity; outlives data and upgrades.",
+    )
+    user_id: str | None = Field(None, description="Owner of what is sent from here.")
+    host_id: str | None = Field(None, description="Name of this machine.")
+    queue: str = Field(DEFAULT_QUEUE, description="Service Bus queue.")
+    store: SecretStr | None = Field(None, description="Store URL: sqlite:///…, postgresql://….")
+    archive: str | None = Field(None, description="Archive URL: file://…, az://…, s3://…, gs://….")
+    inbox: str | None = Field(None, description="Inbox URL; same forms as the archive's.")
+    connection: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("ServiceBusConnection"),
+        description="Service Bus connection string.",
+    )
+    namespace: str | None = Field(
+        None,
+        validation_alias=AliasChoices("ServiceBusConnection__fullyQualifiedNamespace"),
+        description="Service Bus namespace, reached with an Entra identity.",
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @classmethod
+    def read(cls, **given: object) -> "Settings":
+        """Read the environment; explicit values win. Raises `UserError` in a sentence."""
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise UserError(f"The setting {first['loc'][0]} is wrong: {first['msg']}") from None
+
+
+class LocalStack(BaseModel):
+    """What a running `ferry local` writes into its data folder (0600: it holds the queue's key)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    port: int
+    queue: str
+    connection: str
+    store: str
+    archive: str
+    inbox: str
+
+    @classmethod
+    def read(cls, data: Path) -> "LocalStack | None":
+        """Read the data folder's file; None if no stack ever ran there."""
+        try:
+            return cls.model_validate_json((data / LOCAL_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise UserError(f"{data / LOCAL_FILE} cannot be read: {error}") from None
+
+    def write(self, data: Path) -> None:
+        """Write atomically, readable by the owner alone."""
+        path = data / LOCAL_FILE
+        fresh = path.with_suffix(".new")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2))
+        fresh.replace(path)
+
+    def is_running(self) -> bool:
+        """Whether the process that wrote this is still there."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+class Endpoints(BaseModel):
+    """Where this command reads and writes: Azure's services, or a local stack's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue: str
+    connection: SecretStr | None
+    namespace: str | None
+    store: SecretStr
+    archive: str
+    inbox: str
+    local: LocalStack | None
+
+    @property
+    def destination(self) -> str:
+        """Name the queue without secrets; what was shipped is remembered per destination."""
+        if self.local is not None:
+            return "local"
+        host = self.namespace or _endpoint(self.connection)
+        return f"{host}/{self.queue}"
+
+
+def endpoints(settings: Settings) -> Endpoints:
+    """Find the endpoints: from settings where they are set, else from the data folder.
+
+    Raises `UserError` when neither says where to go.
+    """
+    local = LocalStack.read(settings.data)
+    is_remote = settings.connection is not None or settings.namespace is not None
+    if not is_remote and settings.store is None and local is None:
+        raise UserError(
+            f"There is no `ferry local` in {settings.data} and no Azure settings. "
+            "Start one with `ferry local`, or set ServiceBusConnection or FERRY_STORE."
+        )
+    return Endpoints(
+        queue=settings.queue,
+        connection=settings.connection or (_secret(local) if not is_remote else None),
+        namespace=settings.namespace,
+        store=settings.store or SecretStr(_needed("FERRY_STORE", local.store if local else None)),
+        archive=settings.archive or _needed("FERRY_ARCHIVE", local.archive if local else None),
+        inbox=settings.inbox or _needed("FERRY_INBOX", local.inbox if local else None),
+        local=None if is_remote else local,
+    )
+
+
+def _needed(name: str, value: str | None) -> str:
+    if not value:
+        raise UserError(f"The setting {name} is missing; docs/reference/settings.md explains it.")
+    return value
+
+
+def _secret(local: LocalStack | None) -> SecretStr | None:
+    return SecretStr(local.connection) if local else None
+
+
+def _endpoint(connection: SecretStr | None) -> str:
+    text = connection.get_secret_value() if connection else ""
+    parts = dict(part.partition("=")[::2] for part in text.split(";"))
+    return parts.get("Endpoint", "?").removeprefix("sb://").rstrip("/")

@@ -1,0 +1,49 @@
+"""Retries end at once for what never works, and in time for the rest."""
+
+import time
+
+import pytest
+
+from sessionferry.errors import BadBatch, FerryError, ThrottledError, TransientError
+from sessionferry.retrying import retry
+
+
+class Work:
+    """Fails with these errors, one after another, then succeeds."""
+
+    def __init__(self, *failures: BaseException) -> None:
+        self.failures = list(failures)
+        self.calls = 0
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return "done"
+
+
+async def test_passing_faults_are_retried_until_it_works() -> None:
+    work = Work(TransientError(), ConnectionResetError(), TimeoutError())
+    assert await retry(work, seconds=5, first=0.001, most=0.01) == "done"
+    assert work.calls == 4
+
+
+@pytest.mark.parametrize("error", [BadBatch("no"), KeyboardInterrupt()])
+async def test_what_never_works_is_raised_at_once(error: BaseException) -> None:
+    work = Work(error)
+    with pytest.raises(type(error)):
+        await retry(work, seconds=5)
+    assert work.calls == 1
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.05])
+async def test_the_last_error_is_raised_when_the_time_is_over(seconds: float) -> None:
+    work = Work(*[TransientError(f"fault {number}") for number in range(10_000)])
+    with pytest.raises(FerryError, match="fault"):
+        await retry(work, seconds=seconds, first=0.001, most=0.01)
+
+
+async def test_a_throttled_call_waits_as_long_as_it_was_told() -> None:
+    started = time.monotonic()
+    assert await retry(Work(ThrottledError(retry_after=0.15)), seconds=5, first=0.001) == "done"
+    assert time.monotonic() - started >= 0.15
