@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import List  # noqa: UP035  azure-functions 1.x refuses list[...] here
 
 import azure.functions as func
 
@@ -10,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from sessionferry.consumer import Consumer
 
-app = func.FunctionApp()
+app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
 consumer = Consumer()
 
 
@@ -22,6 +23,6 @@ consumer = Consumer()
     cardinality=func.Cardinality.MANY,
     data_type=func.DataType.BINARY,
 )
-async def ingest(messages: list[func.ServiceBusMessage]) -> None:
+async def ingest(messages: List[func.ServiceBusMessage]) -> None:  # noqa: UP006
     """Take one invocation's batches in."""
     await consumer.take_in(messages)

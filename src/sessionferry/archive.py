@@ -81,9 +81,9 @@ class Archive:
             raise TransientError(f"The archive did not give {key}: {_brief(error)}") from error
 
     async def objects(self, folder: str) -> AsyncIterator[ArchivedObject]:
-        """Yield the objects below a folder, in no particular order."""
+        """Yield the objects below a folder (all of them below ""), in no particular order."""
         try:
-            async for chunk in self._store.list(f"{folder}/"):
+            async for chunk in self._store.list(f"{folder}/" if folder else None):
                 for found in chunk:
                     yield ArchivedObject(found["path"], found["size"])
         except (BaseError, OSError) as error:

@@ -1,6 +1,7 @@
 """The Function App's side of ingest: one `Ingest` per process, and messages as it wants them."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
@@ -10,6 +11,9 @@ from sessionferry.errors import UserError
 from sessionferry.ingest import Ingest, Message, Outcome
 from sessionferry.settings import Settings
 from sessionferry.store.opening import open_store
+
+LOCK_SECONDS = 300.0
+"""How long a message is ours when the host does not say: the queue's lock duration, PT5M."""
 
 
 class QueueMessage(Protocol):
@@ -72,7 +76,7 @@ def message_from(received: QueueMessage) -> Message:
         content_encoding=str(encoding) if encoding is not None else None,
         enqueued_at=_seconds(received.enqueued_time_utc),
         delivery_count=received.delivery_count or 1,
-        locked_until=_seconds(received.locked_until),
+        locked_until=_seconds(received.locked_until) or time.time() + LOCK_SECONDS,
     )
 
 

@@ -10,9 +10,7 @@ from typing import Literal
 from sessionferry.heads import Head, StreamHead
 from sessionferry.identity import STREAMS
 
-Status = Literal[
-    "created", "active", "completed", "failed", "terminated", "interrupted", "deleted"
-]
+Status = Literal["created", "active", "completed", "failed", "terminated", "interrupted", "deleted"]
 QUIET = timedelta(minutes=15)
 """Without a line for so long, a session whose run did not end counts as interrupted (ours)."""
 

@@ -49,7 +49,7 @@ class _Open:
     length: int = 0
     lines: int = 0
     sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    compressor: zstandard.ZstdCompressionObj = field(
+    compressor: "zstandard.ZstdCompressionObj" = field(
         default_factory=lambda: zstandard.ZstdCompressor(
             level=ZSTD_LEVEL, write_content_size=False
         ).compressobj()

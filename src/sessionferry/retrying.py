@@ -39,7 +39,12 @@ async def retry(
         wait=_WaitAsTold(first, most),
         reraise=True,
     )
-    return await attempts(work)
+
+    # tenacity does not await what a lambda returns, only what a coroutine function does.
+    async def attempt() -> Result:
+        return await work()
+
+    return await attempts(attempt)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -35,6 +35,7 @@ class Finding:
     bytes: int = 0
     stored: int = 0
     quarantined: int = 0
+    truncated: int = 0
     conflicts: int = 0
     missing: Coverage = field(default_factory=Coverage)
     detail: str = ""
@@ -85,6 +86,7 @@ async def _verify_stream(
         bytes=counted.size,
         stored=len(state.stored),
         quarantined=len(state.quarantined),
+        truncated=state.truncated,
         conflicts=len(state.conflicts),
         missing=own - covered,
     )

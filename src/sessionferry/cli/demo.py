@@ -5,26 +5,30 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import typer
 
-from sessionferry import hydration
+from sessionferry import head_store
 from sessionferry.agent.discover import Source, discover
+from sessionferry.archive import hydrate
 from sessionferry.cli.output import NOT_ALL_WELL, number, print_json, print_table, settings, size
 from sessionferry.cli.reading import Reader, open_reader
 from sessionferry.cli.ship import ship_sources
-from sessionferry.errors import TransientError
+from sessionferry.formats.meaning import cost_text
+from sessionferry.heads import Head, total_cost
 from sessionferry.host import Identity
+from sessionferry.identity import STREAMS, SessionKey
 from sessionferry.settings import Settings
 from sessionferry.simulate import FleetPlan, Oracle
 from sessionferry.simulate import simulate as write_fleet
-from sessionferry.verification import Finding, verify
+from sessionferry.verification import verify
 
 SETTLE_SECONDS = 120.0
+HYDRATED_LINES = 50
 
 
 @dataclass(slots=True)
@@ -56,7 +60,13 @@ class Result:
     archived_bytes: int = 0
     hydrated: int = 0
     seconds: float = 0.0
-    example: str = ""
+    cost_usd: str = "0"
+    keys: list[SessionKey] = field(default_factory=list)
+
+    @property
+    def example(self) -> str:
+        """A session to look at."""
+        return self.keys[0].session_id if self.keys else ""
 
 
 def demo(
@@ -105,21 +115,25 @@ async def _through(
     began = time.monotonic()
     result = Result()
     shipped: list[tuple[Row, list[Source]]] = []
-    for home in sorted(path for path in fleet.iterdir() if path.is_dir()):
+    for home in await asyncio.to_thread(_machines, fleet):
         row, sources = await _ship_machine(chosen, home)
         result.rows.append(row)
         shipped.append((row, sources))
     say(f"3. shipped    {size(sum(row.sent_bytes for row in result.rows))} in compressed batches")
     async with open_reader(chosen) as reader:
+        await _wait_until_settled(reader, [source for _, own in shipped for source in own])
         for row, sources in shipped:
-            await _wait_until_settled(reader, sources)
             await _account(reader, row, sources, result)
         result.seconds = time.monotonic() - began
         say("4. settled    every file compared with the store, byte by byte")
         await _hydrate_truncated(reader, result)
-        result.archived_bytes = await _archived(reader)
-    result.wrong += _against_oracle(result, oracle)
+        result.archived_bytes = await _archived_bytes(reader)
+        result.wrong += await _against_oracle(reader, result, oracle)
     return result
+
+
+def _machines(fleet: Path) -> list[Path]:
+    return sorted(path for path in fleet.iterdir() if path.is_dir())
 
 
 async def _ship_machine(chosen: Settings, home: Path) -> tuple[Row, list[Source]]:
@@ -158,14 +172,137 @@ async def _account(reader: Reader, row: Row, sources: list[Source], result: Resu
         row.truncated += finding.truncated
         if finding.verdict != "ok":
             result.wrong.append(f"{source.path}: {finding.verdict}, {finding.detail}")
-        if source.stream == "events" and not result.example:
-            result.example = source.key.session_id
+        if source.key not in result.keys:
+            result.keys.append(source.key)
 
 
 async def _hydrate_truncated(reader: Reader, result: Result) -> None:
-    """Fetch the original bytes of truncated lines of the largest session; hashes are checked."""
-    page = await reader.store.list_items("sessions", limit=500)
-    for document in page.documents:
-        for line in await hydration.truncated_lines(reader.store, document, limit=20):
-            await hydration.hydrate(reader.archive, line)
-            result.hydrated += 1
+    """Fetch original bytes of truncated lines; `hydrate` checks their hashes."""
+    for key in result.keys:
+        head = (await head_store.read_head(reader.store, key)).head
+        for name in STREAMS:
+            if head.stream(name).truncated and result.hydrated < HYDRATED_LINES:
+                await _hydrate_some(reader, head, result)
+
+
+async def _hydrate_some(reader: Reader, head: Head, result: Result) -> None:
+    for name in STREAMS:
+        generation = head.stream(name).generation
+        after = -1
+        while page := await reader.store.read_lines(
+            head.key, name, generation, after=after, limit=50
+        ):
+            after = page[-1]["sequence"]
+            for line in (line for line in page if line["data_truncated"]):
+                await hydrate(reader.archive, line)
+                result.hydrated += 1
+
+
+async def _archived_bytes(reader: Reader) -> int:
+    return sum([found.size async for found in reader.archive.objects("")])
+
+
+async def _against_oracle(reader: Reader, result: Result, oracle: Oracle) -> list[str]:
+    """Compare the books with what the generator knows, which shares no code with ingest."""
+    cost = 0
+    for key in result.keys:
+        head = (await head_store.read_head(reader.store, key)).head
+        cost += sum(total_cost(head.stream(name).cost_usd) for name in STREAMS)
+    totals = oracle.totals
+    result.cost_usd = cost_text(cost)
+    expected = {
+        "lines": (sum(row.read for row in result.rows), totals.lines),
+        "stored": (sum(row.stored for row in result.rows), totals.stored),
+        "quarantined": (sum(row.quarantined for row in result.rows), totals.quarantined),
+        "truncated": (sum(row.truncated for row in result.rows), totals.truncated),
+        "bytes": (sum(row.read_bytes for row in result.rows), totals.bytes),
+        "cost": (cost, total_cost(f"{totals.cost_usd:f}")),
+    }
+    return [
+        f"{name}: counted {found:,}, the generator wrote {right:,}"
+        for name, (found, right) in expected.items()
+        if found != right
+    ]
+
+
+@asynccontextmanager
+async def _stack(chosen: Settings) -> AsyncIterator[None]:
+    from sessionferry.local.stack import Stack
+
+    stack = Stack(chosen)
+    try:
+        await stack.start()
+        supervision = asyncio.create_task(stack.supervise())
+        yield
+        supervision.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await supervision
+    finally:
+        await stack.stop()
+
+
+def _print(result: Result, kept: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        rows = [asdict(row) | {"in_flight": row.in_flight} for row in result.rows]
+        print_json(
+            {
+                "balanced": not result.wrong,
+                "machines": rows,
+                "archived_bytes": result.archived_bytes,
+                "hydrated": result.hydrated,
+                "cost_usd": result.cost_usd,
+                "seconds": round(result.seconds, 2),
+                "wrong": result.wrong,
+            }
+        )
+        return
+    typer.echo("")
+    print_table(_COLUMNS, [_cells(row) for row in (*result.rows, _total(result.rows))])
+    typer.echo(_summary(result))
+    for wrong in result.wrong[:20]:
+        typer.echo(f"  WRONG  {wrong}")
+    typer.echo("\n".join(_next_steps(result, kept)))
+
+
+_COLUMNS = (
+    *("machine", "files", "read", "=  stored", "+  quarantined", "+  in flight"),
+    *("truncated", "tails", "bytes read", "sent"),
+)
+
+
+def _cells(row: Row) -> tuple[object, ...]:
+    counts = (row.files, row.read, row.stored, row.quarantined, row.in_flight)
+    return (row.host, *counts, row.truncated, row.tails, size(row.read_bytes), size(row.sent_bytes))
+
+
+def _total(rows: list[Row]) -> Row:
+    total = Row(host="all")
+    for row in rows:
+        for name, value in asdict(row).items():
+            if name != "host":
+                setattr(total, name, getattr(total, name) + value)
+    return total
+
+
+def _summary(result: Result) -> str:
+    read = sum(row.read_bytes for row in result.rows)
+    speed = size(int(read / result.seconds)) if result.seconds else "-"
+    verdict = "The books balance" if not result.wrong else "The books DO NOT balance"
+    return (
+        f"\n{verdict}: {size(result.archived_bytes)} archived, every file byte for byte as it "
+        f"was; {number(result.hydrated)} truncated lines fetched back with their hash checked; "
+        f"${result.cost_usd} of model usage. {result.seconds:.1f} s, {speed}/s."
+    )
+
+
+def _next_steps(result: Result, kept: Path | None) -> list[str]:
+    if kept is None:
+        return ["", "To look around afterwards: ferry demo --keep FOLDER"]
+    data = kept / "data"
+    return [
+        "",
+        "Look at what is stored:",
+        f"  ferry sessions --data {data}",
+        f"  ferry show {result.example} --data {data}",
+        f"  ferry export {result.example} --to /tmp/back --data {data}",
+    ]

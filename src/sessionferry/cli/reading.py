@@ -12,7 +12,7 @@ import orjson
 import typer
 
 from sessionferry import head_store, verification
-from sessionferry.agent.discover import default_paths, discover
+from sessionferry.agent.discover import FormatChoice, default_paths, discover
 from sessionferry.agent.shipping import planned_bytes
 from sessionferry.archive import Archive
 from sessionferry.cli.output import (
@@ -25,7 +25,6 @@ from sessionferry.cli.output import (
     settings,
     size,
 )
-from sessionferry.cli.ship import Format
 from sessionferry.errors import UserError
 from sessionferry.export import Exported, export_session
 from sessionferry.heads import Head, StreamHead
@@ -151,7 +150,7 @@ def verify(
     paths: list[Path] = typer.Argument(
         None, help="Session folders or files (default: ~/.amplifier)."
     ),
-    file_format: Format | None = typer.Option(None, "--format", help="As for `ferry ship`."),
+    file_format: FormatChoice | None = typer.Option(None, "--format", help="As for `ferry ship`."),
     whole_bytes: bool = typer.Option(False, "--bytes", help="Hash the archived bytes too."),
     data: Path | None = DataOption,
     as_json: bool = JsonOption,
@@ -167,8 +166,7 @@ def verify(
     wanted = paths or default_paths()
     if not wanted:
         raise UserError("There is no ~/.amplifier; name the folders or files to verify.")
-    choice = file_format.value if file_format else None
-    sources = discover(wanted, identity.user_id, choice)
+    sources = discover(wanted, identity.user_id, file_format)
 
     async def compare(reader: Reader) -> list[Finding]:
         findings = []
@@ -194,9 +192,7 @@ def verify(
 # ---------------------------------------------------------------- finding
 
 
-async def find_head(
-    store: Store, session_id: str, user: str | None, project: str | None
-) -> Head:
+async def find_head(store: Store, session_id: str, user: str | None, project: str | None) -> Head:
     """Find the one session of this id; raises `UserError` when there is none, or several."""
     keys = [
         SessionKey(document["user_id"], entry["project_slug"], session_id)

@@ -2,33 +2,33 @@
 
 import asyncio
 import hashlib
-from enum import Enum
 from pathlib import Path
 
 import typer
 
-from sessionferry.agent.discover import Source, default_paths, discover
+from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover
 from sessionferry.agent.progress import Progress
 from sessionferry.agent.shipping import Report, Shipper, planned_bytes
-from sessionferry.cli.output import DataOption, JsonOption, number, print_json, progress, settings, size
+from sessionferry.cli.output import (
+    DataOption,
+    JsonOption,
+    number,
+    print_json,
+    progress,
+    settings,
+    size,
+)
 from sessionferry.errors import UserError
 from sessionferry.host import Identity
 from sessionferry.publisher import Publisher
 from sessionferry.settings import Endpoints, Settings, endpoints
 
 
-class Format(str, Enum):
-    """What the files are."""
-
-    AMPLIFIER = "amplifier"
-    JSONL = "jsonl"
-
-
 def ship(
     paths: list[Path] = typer.Argument(
         None, help="Session folders or files (default: ~/.amplifier)."
     ),
-    file_format: Format | None = typer.Option(
+    file_format: FormatChoice | None = typer.Option(
         None, "--format", help="jsonl: every .jsonl file is a plain transcript."
     ),
     supersede: bool = typer.Option(
@@ -47,8 +47,7 @@ def ship(
     wanted = paths or default_paths()
     if not wanted:
         raise UserError("There is no ~/.amplifier; name the folders or files to ship.")
-    choice = file_format.value if file_format else None
-    sources = discover(wanted, identity.user_id, choice)
+    sources = discover(wanted, identity.user_id, file_format)
     report = asyncio.run(
         ship_sources(chosen, identity, sources, resend=resend, supersede=supersede)
     )

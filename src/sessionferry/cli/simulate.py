@@ -13,7 +13,7 @@ def simulate(
     seed: int = typer.Option(1, help="The same seed and options give the same bytes."),
     machines: int = typer.Option(3, min=1, help="Machines of the fleet."),
     sessions: int = typer.Option(4, min=1, help="Root sessions per machine."),
-    megabytes: int | None = typer.Option(None, min=1, help="Go on until about this much is written."),
+    megabytes: int | None = typer.Option(None, min=1, help="Go on until so much is written."),
     raw: bool = typer.Option(True, help="Requests repeat the whole conversation: huge lines."),
     hostile: bool = typer.Option(True, help="Add lines that break naive code."),
 ) -> None:

@@ -1,12 +1,12 @@
 """The embedded stack: broker and Functions host as supervised processes over one data folder.
 
-    DATA/            0700
-      local.json     what to connect to (0600: it holds the queue's key)
-      key.json       the queue's shared access key, made once
-      queues.json    queue definitions, in Bicep's words; made once, then yours to edit
-      broker/        messages        store.db   documents
-      archive/       batches         inbox/     batches too large for a message
-      logs/          one file per process
+DATA/            0700
+  local.json     what to connect to (0600: it holds the queue's key)
+  key.json       the queue's shared access key, made once
+  queues.json    queue definitions, in Bicep's words; made once, then yours to edit
+  broker/        messages        store.db   documents
+  archive/       batches         inbox/     batches too large for a message
+  logs/          one file per process
 """
 
 import asyncio

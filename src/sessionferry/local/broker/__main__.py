@@ -13,6 +13,7 @@ from sessionferry.local.broker.cbs import SasRule
 from sessionferry.local.broker.definitions import Definitions, load_definitions
 from sessionferry.local.broker.errors import DefinitionError
 from sessionferry.local.broker.server import Broker
+from sessionferry.local.supervision import stop_with_supervisor
 
 
 def load_rule(path: Path) -> SasRule:
@@ -46,6 +47,7 @@ async def serve(arguments: argparse.Namespace, definitions: Definitions, rule: S
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_with_supervisor(stop.set)
     broker = Broker(arguments.data, definitions, [rule])
     port = await broker.start(arguments.host, arguments.port)
     ready = {"event": "broker_ready", "host": arguments.host, "port": port}

@@ -16,6 +16,7 @@ from pathlib import Path
 from sessionferry.errors import UserError
 from sessionferry.local.functions_host.host import FunctionsHost
 from sessionferry.local.functions_host.worker import FunctionTimedOut
+from sessionferry.local.supervision import stop_with_supervisor
 
 log = logging.getLogger("sessionferry.local.functions_host")
 
@@ -36,6 +37,7 @@ async def serve(host: FunctionsHost) -> None:
     """Serve until a signal, after saying that the host is ready."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, host.stop)
+    stop_with_supervisor(host.stop)
     host.start()
     ready = {"event": "functions_host_ready", "functions": host.functions}
     sys.stdout.write(json.dumps(ready) + "\n")
