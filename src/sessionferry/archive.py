@@ -27,6 +27,8 @@ from sessionferry.errors import (
 )
 from sessionferry.identity import UNATTRIBUTED, SessionKey, Stream, session_folder
 
+_REMEMBERED_FOLDERS = 10_000
+
 
 class ArchivedObject(NamedTuple):
     """One object: its key and its size in bytes."""
@@ -41,6 +43,7 @@ class Archive:
     def __init__(self, store: ObjectStore, root: Path | None = None) -> None:
         self._store = store
         self._root = root
+        self._durable: set[Path] = set()
 
     @classmethod
     def open(cls, url: str) -> "Archive":
@@ -64,11 +67,12 @@ class Archive:
         try:
             await obstore.put_async(self._store, key, data, mode="create")
         except AlreadyExistsError:
-            return
+            # Whoever wrote it may have ended before it was on disk.
+            pass
         except (BaseError, OSError) as error:
             raise TransientError(f"The archive did not take {key}: {_brief(error)}") from error
         if self._root is not None:
-            await asyncio.to_thread(_sync_to_disk, self._root / key)
+            await asyncio.to_thread(self._sync_to_disk, self._root, key)
 
     async def get(self, key: str) -> bytes:
         """Read an object; raises `ArchiveMismatch` when there is none."""
@@ -102,6 +106,21 @@ class Archive:
     async def delete_folder(self, folder: str) -> None:
         """Delete everything below a folder."""
         await self.delete([found.key async for found in self.objects(folder)])
+
+    def _sync_to_disk(self, root: Path, key: str) -> None:
+        """Sync an object, its folder, and every folder above that may be new."""
+        path = root / key
+        _sync(path)
+        _sync(path.parent)
+        if path.parent in self._durable:
+            return
+        for folder in path.parent.parents:
+            _sync(folder)
+            if folder == root:
+                break
+        if len(self._durable) >= _REMEMBERED_FOLDERS:
+            self._durable.clear()
+        self._durable.add(path.parent)
 
 
 def batch_key(header: Header, batch_id: str) -> str:
@@ -167,13 +186,12 @@ def _check_own(document: dict[str, object], key: str) -> None:
         raise ArchiveMismatch("The reference leads out of the document's session.")
 
 
-def _sync_to_disk(path: Path) -> None:
-    for target in (path, path.parent):
-        handle = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _brief(error: BaseException) -> str:

@@ -245,6 +245,8 @@ def _check(batch: Batch, bounds: Limits) -> None:
         raise BadBatch(f"The header says {header.length} bytes, there are {len(payload)}.")
     if header.kind in ("lines", "tail") and header.stream is None:
         raise BadBatch(f"A batch of kind {header.kind} needs a stream.")
+    if header.kind == "tail" and (not payload or b"\n" in payload):
+        raise BadBatch("A tail is one unterminated line: not empty, and without a newline.")
     if header.kind == "lines":
         _check_lines(header, payload, bounds)
 

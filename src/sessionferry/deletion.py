@@ -19,10 +19,11 @@ async def delete_session(store: Store, archive: Archive, key: SessionKey) -> Hea
     May be repeated at any time: what an interrupted deletion left is removed by the next.
     """
     deleted_at = utc_now()
-    head = await head_store.change_head(store, key, lambda head: heads.delete(head, deleted_at))
+    head = await head_store.change_head(store, key, lambda head: _begin(head, deleted_at))
     head = await head_store.sweep(store, head)
     await store.clear_quarantine(key.partition_key)
     await archive.delete_folder(session_folder(key))
+    head = await head_store.change_head(store, key, lambda head: _finished(head, is_finished=True))
     await projection.project(store, archive, head, "")
     return head
 
@@ -36,10 +37,22 @@ async def undelete_session(store: Store, archive: Archive, key: SessionKey) -> H
     def lift(head: Head) -> Head:
         if head.tombstone is None:
             raise UserError(f"Session {key.session_id} is not deleted.")
-        if head.garbage:
+        if not head.tombstone.finished:
             raise UserError("The deletion has not finished yet; delete again, then undelete.")
         return head.model_copy(update={"tombstone": None})
 
     head = await head_store.change_head(store, key, lift)
     await projection.project(store, archive, head, "")
     return head
+
+
+def _begin(head: Head, deleted_at: str) -> Head:
+    # A repeated deletion forbids to undelete until it ends: it might remove what was sent anew.
+    return _finished(heads.delete(head, deleted_at), is_finished=False)
+
+
+def _finished(head: Head, *, is_finished: bool) -> Head:
+    if head.tombstone is None:
+        return head
+    tombstone = head.tombstone.model_copy(update={"finished": is_finished})
+    return head.model_copy(update={"tombstone": tombstone})

@@ -23,6 +23,7 @@ from sessionferry.identity import Stream, line_id, line_id_prefix
 
 DOCUMENT_TYPES: dict[str, str] = {"events": "event", "transcript": "transcript_message"}
 _BOM = b"\xef\xbb\xbf"
+_LONG_LINE = 16 * 1024
 
 COSMOS_KEYS = frozenset({"ttl", "_rid", "_self", "_etag", "_attachments", "_ts", "_lsn"})
 PER_DELIVERY_KEYS = frozenset({"synced_at", "host_id", "payload_ref"})
@@ -139,16 +140,8 @@ class DocumentBuilder:
     ) -> Document:
         meaning = self._interpret(self.stream, fields)
         data = orjson.dumps(fields)
-        facts = Facts(
-            position.sequence,
-            sha256,
-            len(line),
-            repaired=repaired,
-            occurred_at=meaning.occurred_at,
-            usage=meaning.usage,
-            cost=meaning.cost,
-            lifecycle=meaning.lifecycle,
-        )
+        what = (meaning.occurred_at, meaning.usage, meaning.cost, meaning.lifecycle)
+        facts = Facts(position.sequence, sha256, len(line), False, repaired, *what)
         if truncation.must_truncate(self.stream, len(data), len(data)):
             return self._truncated(position, facts, fields, meaning.summary, len(data))
         if repaired:
@@ -175,16 +168,14 @@ class DocumentBuilder:
             shared = self._shared_with_session
         else:
             return self._merged(position, facts, fields, summary, len(data))
-        own = b'%d","sequence":%d,"line_sha256":"%s","line_size_bytes":%d,' % (
-            *(facts.sequence, facts.sequence, facts.sha256.hex().encode(), facts.size),
-        )
-        rest = b'"data_truncated":false,"data_size_bytes":%d,"occurred_at":%s,"summary":%s}' % (
-            len(data),
-            b'"%s"' % facts.occurred_at.encode() if facts.occurred_at else b"null",
-            orjson.dumps(summary),
+        own = (
+            f'{facts.sequence}","sequence":{facts.sequence},"line_sha256":"{facts.sha256.hex()}",'
+            f'"line_size_bytes":{facts.size},"data_truncated":false,"data_size_bytes":{len(data)},'
+            f'"occurred_at":{_quoted(facts.occurred_at)},"summary":'
         )
         shared = shared if len(data) > len(b"{}") else shared[1:]
-        return b"".join((data[:-1], shared, own, rest))
+        shown = orjson.dumps(summary) if summary else b"{}"
+        return b"".join((data[:-1], shared, own.encode(), shown, b"}"))
 
     # ------------------------------------------------------------ unusual lines
 
@@ -333,7 +324,15 @@ def _stays(key: str, value: object, ours: dict[str, Any]) -> bool:
 
 
 def _may_be_deep(line: bytes) -> bool:
+    """Whether a line could be too deep; counting brackets pays off for short lines only."""
+    if len(line) > _LONG_LINE:
+        return True
     return line.count(b"{") + line.count(b"[") > truncation.MAX_DEPTH
+
+
+def _quoted(moment: str | None) -> str:
+    """Render a time as JSON; one that we made ourselves needs no escaping."""
+    return f'"{moment}"' if moment else "null"
 
 
 def _mend(value: Any) -> Any:

@@ -53,12 +53,11 @@ async def export_session(
     if head.metadata is not None:
         payload = (await read_batch(archive, head.metadata.archive_key)).payload
         written.append(await _write(folder / "metadata.json", _once(payload)))
-    for name in STREAMS:
-        state = head.stream(name)
-        if state.extent or state.tail:
-            written.append(
-                await _write(folder / FILE_NAMES[name], file_bytes(store, archive, head, name))
-            )
+    written += [
+        await _write(folder / FILE_NAMES[name], file_bytes(store, archive, head, name))
+        for name in STREAMS
+        if name in head.streams
+    ]
     return written
 
 
@@ -116,20 +115,23 @@ async def _by_documents(
     """Yield each sequence's stored line, from whichever batch holds it."""
     state = head.stream(stream)
     pieces = await archived_pieces(archive, head, stream)
-    sequence = 0
-    for piece in pieces:
-        batch = await read_batch(archive, piece.key)
-        first = batch.header.start_sequence
-        for number, (_, line) in enumerate(lines_of(batch.payload), first):
-            if number != sequence:
-                continue
-            if number in state.stored:
-                document = await store.read_line(head.key, stream, state.generation, number)
-                if document is None or document["line_sha256"] != _sha256(line):
-                    continue
-            yield line + b"\n"
-            sequence += 1
+    sequence, before = 0, -1
     expected = (state.stored | state.quarantined).last + 1
+    # The disagreeing batches need not be in the order of their lines: pass until all are found.
+    while before < sequence < expected:
+        before = sequence
+        for piece in pieces:
+            batch = await read_batch(archive, piece.key)
+            first = batch.header.start_sequence
+            for number, (_, line) in enumerate(lines_of(batch.payload), first):
+                if number != sequence:
+                    continue
+                if number in state.stored:
+                    document = await store.read_line(head.key, stream, state.generation, number)
+                    if document is None or document["line_sha256"] != _sha256(line):
+                        continue
+                yield line + b"\n"
+                sequence += 1
     if sequence < expected:
         raise ArchiveMismatch(f"Line {sequence} of {stream} is in no archived batch.")
 

@@ -21,6 +21,9 @@ from sessionferry.identity import SessionKey, Stream
 
 MAX_RANGES = 5_000
 """A head with more ranges than this takes no batch that would split it further (design)."""
+MAX_FRAGMENTS = 20_000
+"""With so many ranges in all, whatever they are of, a stream's generation takes no more lines at
+all: good and bad lines in turn leave no gap, and still may not grow a head past 2 MB."""
 MAX_SUPERSEDED = 1_000
 """Superseded generations of which the coverage is kept; older ones are forgotten, lowest first."""
 DIGEST_MODULUS = 2**256
@@ -104,6 +107,12 @@ class StreamHead(_Model):
         """How fragmented the coverage is."""
         return len(self.stored.ranges) + len(self.quarantined.ranges) + len(self.extent.ranges)
 
+    @property
+    def fragment_count(self) -> int:
+        """How many ranges there are to be written, of whatever."""
+        known = (self.conflicts, self.pruned, *self.superseded.values())
+        return self.range_count + sum(len(coverage.ranges) for coverage in known)
+
 
 class Metadata(_Model):
     """The newest metadata file of the session: the higher (revision, hash) wins."""
@@ -133,6 +142,7 @@ class Tombstone(_Model):
     """The session was deleted; late messages, replays and spools cannot pass."""
 
     deleted_at: str
+    finished: bool = Field(default=False, description="Nothing is left to be removed.")
 
 
 class Head(_Model):
@@ -146,6 +156,7 @@ class Head(_Model):
     metadata: Metadata | None = None
     garbage: tuple[Garbage, ...] = ()
     tombstone: Tombstone | None = None
+    deletions: int = Field(default=0, description="How often it was deleted, undeleted or not.")
 
     @classmethod
     def new(cls, key: SessionKey) -> Head:
@@ -219,6 +230,7 @@ def delete(head: Head, deleted_at: str) -> Head:
         update={
             "head_version": head.head_version,
             "tombstone": Tombstone(deleted_at=deleted_at),
+            "deletions": head.deletions + 1,
             "garbage": garbage,
         }
     )
@@ -233,13 +245,27 @@ def prune(head: Head, stream: Stream, sequences: Coverage) -> Head:
     return _with_stream(head, stream, state.model_copy(update={"pruned": pruned}))
 
 
-def would_split(head: Head, stream: Stream, first: int, last: int) -> bool:
-    """Whether a fragmented head would have to take yet another range for these sequences."""
+def would_split(
+    head: Head, stream: Stream, first: int, last: int, deliveries: Iterable[Delivery] = ()
+) -> bool:
+    """Whether a fragmented head would have to take yet another range for these sequences.
+
+    `deliveries` are about to be merged into the head, before these sequences.
+    """
     state = head.stream(stream)
+    coming = sum(_fragments(delivery) for delivery in deliveries if delivery.stream == stream)
+    if state.fragment_count + coming >= MAX_FRAGMENTS:
+        return True
     if state.range_count < MAX_RANGES:
         return False
     covered = state.stored | state.quarantined
     return len((covered | Coverage.of((first, last))).ranges) > len(covered.ranges)
+
+
+def _fragments(delivery: Delivery) -> int:
+    """Count the ranges that lines other than stored ones add: each may part stored ones too."""
+    unusual = (delivery.quarantined, delivery.conflicts)
+    return sum(2 * len(Coverage.from_numbers(numbers).ranges) for numbers in unusual)
 
 
 def line_digest(sequence: int, sha256: bytes) -> int:
@@ -307,8 +333,14 @@ def _with_superseded(
     if not lines:
         return known
     merged = known | {generation: known.get(generation, Coverage()) | lines}
-    newest = sorted(merged, reverse=True)[:MAX_SUPERSEDED]
-    return {number: merged[number] for number in sorted(newest)}
+    kept: dict[int, Coverage] = {}
+    ranges = 0
+    for number in sorted(merged, reverse=True)[:MAX_SUPERSEDED]:
+        ranges += len(merged[number].ranges)
+        if ranges > MAX_FRAGMENTS // 2:
+            break
+        kept[number] = merged[number]
+    return dict(sorted(kept.items()))
 
 
 def _add(state: StreamHead, delivery: Delivery) -> StreamHead:

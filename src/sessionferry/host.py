@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from sessionferry.errors import UserError
+from sessionferry.errors import BadIdentity, UserError
 from sessionferry.identity import check_part
 from sessionferry.settings import Settings
 
@@ -32,9 +32,12 @@ class Identity:
     ) -> None:
         self.path = folder / IDENTITY_FILE
         self._file = _read_or_create(self.path)
-        self.host_id = check_part("host_id", host_id or str(self._file["host_id"]))
-        own = user_id or self._file.get("user_id") or f"{_login()}@{self.host_id}"
-        self.user_id = check_part("user_id", str(own))
+        try:
+            self.host_id = check_part("host_id", host_id or str(self._file["host_id"]))
+            own = user_id or self._file.get("user_id") or f"{_login()}@{self.host_id}"
+            self.user_id = check_part("user_id", str(own))
+        except BadIdentity as error:
+            raise UserError(str(error)) from None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Identity":
@@ -44,15 +47,15 @@ class Identity:
     def knew_spool(self, destination: str, spool_id: str) -> bool:
         """Whether an earlier, other spool for this destination is known, which is lost then.
 
-        Remembers this one from now on.
+        The first one stays on record: what a lost spool had shipped may turn up at any later time.
         """
+        self._file = _read_or_create(self.path)
         spools = dict(self._file.get("spools", {}))
-        known = spools.get(destination)
-        if known == spool_id:
-            return False
+        if destination in spools:
+            return bool(spools[destination] != spool_id)
         self._file = self._file | {"spools": spools | {destination: spool_id}}
         _write(self.path, self._file)
-        return known is not None
+        return False
 
 
 class IdentityContext:
@@ -119,7 +122,6 @@ def _create(path: Path) -> dict[str, Any]:
         "host_id": f"{name}-{secrets.token_hex(4)}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     candidate = _written(path, fresh)
     try:
         # Of several first users at the same moment one wins, and all read its file.
@@ -140,6 +142,7 @@ def _write(path: Path, identity: dict[str, Any]) -> None:
 def _written(path: Path, identity: dict[str, Any]) -> Path:
     candidate = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(orjson.dumps(identity, option=orjson.OPT_INDENT_2))

@@ -13,6 +13,8 @@ from sessionferry.truncation import too_deep
 
 MAX_RUNS = 20
 """Runs that are remembered per host, newest first."""
+MAX_HEARTBEAT_BYTES = 64 * 1024
+"""Longest payload: a host's document holds `MAX_RUNS` + 1 of them, and must stay below 2 MB."""
 
 
 class Heartbeat(NamedTuple):
@@ -31,6 +33,8 @@ def parse_heartbeat(header: Header, body: object) -> Heartbeat:
     """Read a heartbeat's payload; raises `BadBatch`."""
     if not isinstance(body, dict) or not isinstance(body.get("ledger"), dict):
         raise BadBatch("A heartbeat is a JSON object with a ledger.")
+    if header.length > MAX_HEARTBEAT_BYTES:
+        raise BadBatch(f"A heartbeat has at most {MAX_HEARTBEAT_BYTES} bytes.")
     if too_deep(body):
         raise BadBatch("A heartbeat's ledger is nested too deeply.")
     named = [body.get(name) for name in ("run_id", "machine", "hostname", "started_at")]

@@ -68,6 +68,8 @@ def check_part(name: str, value: str) -> str:
         raise BadIdentity(f"{name} is not valid text (it holds a lone surrogate).") from None
     if size > MAX_PART_BYTES:
         raise BadIdentity(f"{name} has {size} bytes; at most {MAX_PART_BYTES} are allowed.")
+    if "\0" in value:
+        raise BadIdentity(f"{name} holds a NUL character, which not every store takes.")
     return value
 
 

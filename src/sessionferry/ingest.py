@@ -39,7 +39,16 @@ from sessionferry.errors import (
     PermanentError,
     TransientError,
 )
-from sessionferry.heads import Delivery, Head, Metadata, Tail, merge, must_not_exist, would_split
+from sessionferry.heads import (
+    Delivery,
+    Head,
+    Metadata,
+    StreamHead,
+    Tail,
+    merge,
+    must_not_exist,
+    would_split,
+)
 from sessionferry.identity import SessionKey, Stream, escape, session_folder
 from sessionferry.retrying import retry
 from sessionferry.store import Store
@@ -53,6 +62,11 @@ ALONE_FROM_DELIVERY = 5
 """From this delivery on a message is handled after all others, by itself."""
 FATAL_ATTEMPTS = 3
 """A message that ended its worker this often is quarantined without being decoded."""
+_UNDELETED = "The session was undeleted meanwhile; its lines must come again."
+_LOGGED = (
+    *("kind", "session", "stream", "lines", "stored", "duplicate", "quarantined", "truncated"),
+    "error",
+)
 _CHUNK_LINES = 1_000
 _CHUNK_BYTES = 8 * 1024 * 1024
 
@@ -106,6 +120,7 @@ class _Entry(NamedTuple):
 class _Handled:
     """What one batch needs when the new head is known."""
 
+    message: Message
     header: Header
     archive_key: str
     sequences: Range | None = None
@@ -242,10 +257,9 @@ class Ingest:
             builder = DocumentBuilder(header, archive_key, utc_now())
         session = await self._session(header.key, sessions)
         session.redelivered |= message.is_repeated
-        if builder and header.line_count and _splits(session.first, header):
+        if builder and header.line_count and _splits(session, header):
             raise BadBatch("The session's coverage is too fragmented to take another gap.")
-        self._check_lock(message)
-        await self._retry(lambda: self.archive.put(archive_key, body))
+        await self._write(message, lambda: self.archive.put(archive_key, body))
         outcome = Outcome(
             message_id=message.message_id,
             kind=header.kind,
@@ -258,9 +272,9 @@ class Ingest:
         if builder:
             await self._lines(message, batch, builder, session, outcome)
         elif header.kind == "tail":
-            _tail(batch, archive_key, session)
+            _tail(message, batch, archive_key, session)
         else:
-            await self._metadata(batch, archive_key, session, outcome)
+            await self._metadata(message, batch, archive_key, session, outcome)
         return outcome
 
     async def _session(self, key: SessionKey, sessions: dict[SessionKey, _Session]) -> _Session:
@@ -278,7 +292,7 @@ class Ingest:
         outcome: Outcome,
     ) -> None:
         header = batch.header
-        handled = _Handled(header, builder.archive_key, _sequences(header))
+        handled = _Handled(message, header, builder.archive_key, _sequences(header))
         session.handled.append(handled)
         if _is_superseded(session.first, header):
             # R4: an earlier attempt, before the head ruled these lines out, may have written them.
@@ -286,8 +300,9 @@ class Ingest:
             outcome.superseded = header.line_count
             session.deliveries.append(_delivery(builder.stream, handled, []))
             return
+        if message.is_repeated:
+            handled.entries = _entries_of_pruned(batch, session.first.stream(builder.stream))
         for chunk in _chunks(batch, builder, session.first):
-            self._check_lock(message)
             handled.stored += await self._store_chunk(chunk, builder, handled, outcome)
         outcome.truncated = sum(facts.truncated for facts in handled.stored)
         session.deliveries.append(_delivery(builder.stream, handled, handled.entries))
@@ -298,7 +313,9 @@ class Ingest:
         """Create a chunk's documents and entries; return the facts of what is stored now."""
         header = handled.header
         version = (header.key, builder.stream, header.generation)
-        existing = await self._retry(lambda: self.store.create_lines(*version, chunk.documents))
+        existing = await self._write(
+            handled.message, lambda: self.store.create_lines(*version, chunk.documents)
+        )
         entries = list(chunk.entries)
         stored = []
         for document in chunk.documents:
@@ -313,7 +330,7 @@ class Ingest:
                     )
                 )
         if entries:
-            await self._retry(lambda: self.store.create_quarantined(entries))
+            await self._write(handled.message, lambda: self.store.create_quarantined(entries))
         handled.entries += [_entry(entry) for entry in entries]
         outcome.stored += len(chunk.documents) - len(existing)
         outcome.conflicts += len(entries) - len(chunk.entries)
@@ -322,11 +339,16 @@ class Ingest:
         return stored
 
     async def _metadata(
-        self, batch: Batch, archive_key: str, session: _Session, outcome: Outcome
+        self,
+        message: Message,
+        batch: Batch,
+        archive_key: str,
+        session: _Session,
+        outcome: Outcome,
     ) -> None:
         header = batch.header
         valid = projection.parse_metadata(batch.payload) is not None
-        session.handled.append(_Handled(header, archive_key))
+        session.handled.append(_Handled(message, header, archive_key))
         session.metadata.append(
             Metadata(
                 revision=header.revision,
@@ -370,14 +392,18 @@ class Ingest:
 
         def change(head: Head) -> Head:
             before[:] = [head]
+            if _was_lifted(session.first, head):
+                return head
             return merge(head, session.deliveries, session.metadata)
 
         head = await self._retry(lambda: head_store.change_head(self.store, key, change))
-        if session.first.tombstone is not None and head.tombstone is None:
-            raise TransientError("The session was undeleted meanwhile; its lines must come again.")
+        if _was_lifted(session.first, head):
+            raise TransientError(_UNDELETED)
         for handled in session.handled:
             await self._repair(head, before[0], session, handled)
-        if head.garbage:
+        if head.tombstone is not None:
+            await self._confirm_deleted(key)
+        elif head.garbage:
             head = await self._retry(lambda: head_store.sweep(self.store, head))
         host_id = session.handled[-1].header.host_id if session.handled else ""
         await self._retry(lambda: projection.project(self.store, self.archive, head, host_id))
@@ -386,35 +412,45 @@ class Ingest:
         """Delete what this delivery may have written although the head says it must not exist."""
         header, stream = handled.header, handled.header.stream
         if head.tombstone is not None:
-            await self._retry(lambda: self.archive.delete([handled.archive_key]))
+            await self._remove(handled, head, lambda: self.archive.delete([handled.archive_key]))
         if stream is None or handled.sequences is None:
             return
         wrong = _ruled_out(head, stream, header.generation, handled.sequences)
         if wrong:
             version = (header.key, stream, header.generation)
-            await self._retry(lambda: self.store.delete_lines(*version, wrong))
+            await self._remove(handled, head, lambda: self.store.delete_lines(*version, wrong))
         stale = _stale_entries(head, before, session, handled, wrong)
         if stale:
             partition = header.key.partition_key
-            await self._retry(lambda: self.store.delete_quarantined(partition, stale))
+            await self._remove(
+                handled, head, lambda: self.store.delete_quarantined(partition, stale)
+            )
+
+    async def _remove(
+        self, handled: _Handled, head: Head, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Repair; within the lock under a tombstone, the one verdict that can be lifted."""
+        if head.tombstone is not None:
+            await self._write(handled.message, work)
+        else:
+            await self._retry(work)
 
     async def _quarantine_whole(self, message: Message, error: FerryError) -> Outcome:
-        self._check_lock(message)
         body = message.body
         key = peek_key(body, message.content_encoding)
         sha256 = hashlib.sha256(body).hexdigest()
         archive_key = (
             f"{session_folder(key)}/messages/{sha256}" if key else unattributed_key(sha256)
         )
-        await self._retry(lambda: self.archive.put(archive_key, body))
+        await self._write(message, lambda: self.archive.put(archive_key, body))
         entry = quarantine.whole_message(
             *(body, key, error, archive_key),
             message_id=message.message_id,
             created_at=utc_now(),
         )
-        await self._retry(lambda: self.store.create_quarantined([entry]))
+        await self._write(message, lambda: self.store.create_quarantined([entry]))
         if key is not None:
-            await self._forget_if_deleted(key, entry["id"], archive_key)
+            await self._forget_if_deleted(message, key, entry["id"], archive_key)
         return Outcome(
             message_id=message.message_id,
             kind="quarantined",
@@ -423,12 +459,28 @@ class Ingest:
             error=error.code,
         )
 
-    async def _forget_if_deleted(self, key: SessionKey, entry_id: str, archive_key: str) -> None:
+    async def _forget_if_deleted(
+        self, message: Message, key: SessionKey, entry_id: str, archive_key: str
+    ) -> None:
         """Let a late message of a deleted session leave nothing behind."""
+        if not await self._is_deleted(key):
+            return
+        partition = key.partition_key
+        await self._write(message, lambda: self.store.delete_quarantined(partition, [entry_id]))
+        await self._write(message, lambda: self.archive.delete([archive_key]))
+        await self._confirm_deleted(key)
+
+    async def _is_deleted(self, key: SessionKey) -> bool:
         head = await self._retry(lambda: head_store.change_head(self.store, key, lambda head: head))
-        if head.tombstone is not None:
-            await self._retry(lambda: self.store.delete_quarantined(key.partition_key, [entry_id]))
-            await self._retry(lambda: self.archive.delete([archive_key]))
+        return head.tombstone is not None
+
+    async def _confirm_deleted(self, key: SessionKey) -> None:
+        """Come again if the session was undeleted: what was sent anew may have been removed here.
+
+        Handling the same message once more brings back whatever its repair could remove.
+        """
+        if not await self._is_deleted(key):
+            raise TransientError(_UNDELETED)
 
     # ------------------------------------------------------------ time
 
@@ -438,6 +490,21 @@ class Ingest:
             return
         if self._clock() > message.locked_until - WRITE_MARGIN:
             raise TransientError("The message's lock runs out; it is left to the queue.")
+
+    def _seconds_left(self, message: Message) -> float:
+        if message.locked_until is None:
+            return self._retry_seconds
+        return min(self._retry_seconds, message.locked_until - WRITE_MARGIN - self._clock())
+
+    async def _write(self, message: Message, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do what may not happen after the lock ended; this holds for each attempt at it (R6)."""
+
+        async def attempt() -> Result:
+            self._check_lock(message)
+            return await work()
+
+        self._check_lock(message)
+        return await retry(attempt, seconds=self._seconds_left(message))
 
     async def _retry(self, work: Callable[[], Awaitable[Result]]) -> Result:
         return await retry(work, seconds=self._retry_seconds)
@@ -480,7 +547,7 @@ def _chunks(batch: Batch, builder: DocumentBuilder, head: Head) -> Iterator[_Chu
         yield chunk
 
 
-def _tail(batch: Batch, archive_key: str, session: _Session) -> None:
+def _tail(message: Message, batch: Batch, archive_key: str, session: _Session) -> None:
     header = batch.header
     tail = Tail(
         offset=header.offset,
@@ -490,7 +557,7 @@ def _tail(batch: Batch, archive_key: str, session: _Session) -> None:
         archive_key=archive_key,
     )
     stream: Stream = header.stream or "events"
-    session.handled.append(_Handled(header, archive_key))
+    session.handled.append(_Handled(message, header, archive_key))
     session.deliveries.append(Delivery(stream, header.generation, tail=tail))
 
 
@@ -514,11 +581,12 @@ def _extent(header: Header) -> Range | None:
     return (header.offset, header.offset + header.length - 1) if header.length else None
 
 
-def _splits(head: Head, header: Header) -> bool:
+def _splits(session: _Session, header: Header) -> bool:
+    head = session.first
     first, last = _sequences(header) or (0, 0)
     if header.stream is None or header.generation != head.stream(header.stream).generation:
         return False
-    return would_split(head, header.stream, first, last)
+    return would_split(head, header.stream, first, last, session.deliveries)
 
 
 def _is_superseded(head: Head, header: Header) -> bool:
@@ -540,6 +608,13 @@ def _entry(entry: dict[str, object]) -> _Entry:
     return _Entry(int(str(entry["sequence"])), str(entry["id"]), conflict)
 
 
+def _was_lifted(first: Head, head: Head) -> bool:
+    """Whether the session was undeleted since it was first read: what was written may be gone."""
+    if head.tombstone is not None:
+        return False
+    return first.tombstone is not None or first.deletions != head.deletions
+
+
 def _possible_entries(batch: Batch) -> list[_Entry]:
     """Name every quarantine entry that a delivery of this batch can make."""
     header = batch.header
@@ -547,6 +622,13 @@ def _possible_entries(batch: Batch) -> list[_Entry]:
         _Entry(sequence, quarantine.line_entry_id(header, sequence, hashlib.sha256(line).digest()))
         for sequence, (_, line) in enumerate(lines_of(batch.payload), header.start_sequence)
     ]
+
+
+def _entries_of_pruned(batch: Batch, state: StreamHead) -> list[_Entry]:
+    """Name what an earlier attempt may have left of lines that are pruned by now (R4)."""
+    if not state.pruned or batch.header.generation != state.generation:
+        return []
+    return [entry for entry in _possible_entries(batch) if entry.sequence in state.pruned]
 
 
 def _stale_entries(
@@ -584,4 +666,5 @@ def _delivery(stream: Stream, handled: _Handled, entries: Sequence[_Entry]) -> D
 
 def _log(outcome: Outcome) -> None:
     facts = {name: getattr(outcome, name) for name in Outcome.__slots__}
-    log.info("message taken in", extra={"event": "message", **facts})
+    shown = " ".join(f"{name}={facts[name]}" for name in _LOGGED)
+    log.info("message taken in: %s", shown, extra={"event": "message", **facts})

@@ -18,6 +18,7 @@ BLOCK_BYTES = 64 * 1024
 RAW_BYTES = 15 * 1024 * 1024
 """Most source bytes in one message: below the consumer's bound of 16 MiB."""
 
+_MAX_LINES = Limits().lines
 # RFC 8878, 3.1.1.2: an empty, raw, last block. After a flushed block it ends a frame.
 _EMPTY_LAST_BLOCK = b"\x01\x00\x00"
 
@@ -85,15 +86,16 @@ class Packer:
     def flush(self) -> Iterator[Packed]:
         """Yield what is packed so far, if anything."""
         done = self._open
+        # Always afresh: the compressor may have seen a piece that did not fit.
+        self._open = _Open(self.place)
         if done.length:
-            self._open = _Open(self.place)
             frame = bytes(done.frame) + _EMPTY_LAST_BLOCK
             yield Packed(self._header(done), frame, done.sha256.hexdigest())
 
     def _is_past_bounds(self, length: int, lines: int) -> bool:
         done = self._open
         return bool(done.length) and (
-            done.length + length > RAW_BYTES or done.lines + lines > Limits().lines
+            done.length + length > RAW_BYTES or done.lines + lines > _MAX_LINES
         )
 
     def _try(self, piece: bytes, lines: int) -> bool:
@@ -146,10 +148,16 @@ def pack_whole(template: Header, payload: bytes) -> Packed:
 
 
 def pieces(block: bytes) -> Iterator[bytes]:
-    """Cut a block of terminated lines into runs of about `BLOCK_BYTES`, never inside a line."""
+    """Cut a block of terminated lines into runs of about `BLOCK_BYTES`, never inside a line.
+
+    No run has more lines than a batch may have.
+    """
     start = 0
     while start < len(block):
         end = block.rfind(b"\n", start, start + BLOCK_BYTES) + 1
+        if block.count(b"\n", start, end) > _MAX_LINES:
+            # A line that is not blank has at least two bytes.
+            end = block.rfind(b"\n", start, start + 2 * _MAX_LINES) + 1
         if end <= start:
             end = block.find(b"\n", start) + 1 or len(block)
         yield block[start:end]

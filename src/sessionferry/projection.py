@@ -140,7 +140,7 @@ async def _metadata_fields(
     if newest is None or not newest["valid"]:
         return {}
     shown = known.get("metadata")
-    if shown and shown["sha256"] == newest["sha256"] and not known.get("data_truncated"):
+    if shown and shown["archive_key"] == newest["archive_key"] and not known.get("data_truncated"):
         return _without_ours(known)
     return await _archived_metadata(archive, newest["archive_key"])
 

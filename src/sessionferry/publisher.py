@@ -13,7 +13,7 @@ import hashlib
 import logging
 import secrets
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from azure.core.exceptions import AzureError
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
@@ -34,9 +34,12 @@ from sessionferry.batch import (
     encode_parts,
 )
 from sessionferry.errors import TransientError, UserError
-from sessionferry.packing import Packed
+from sessionferry.packing import RAW_BYTES, Packed
 from sessionferry.retrying import retry
 from sessionferry.settings import Endpoints
+
+if TYPE_CHECKING:
+    from azure.identity.aio import DefaultAzureCredential
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class Publisher:
         self._retry_seconds = retry_seconds
         self._client: ServiceBusClient | None = None
         self._sender: ServiceBusSender | None = None
+        self._credential: DefaultAzureCredential | None = None
         self._group: ServiceBusMessageBatch | None = None  # the pending messages, as one transfer
         self._pending: list[tuple[Header, ServiceBusMessage]] = []
         self._limit = 0
@@ -88,8 +92,8 @@ class Publisher:
     async def send(self, packed: Packed) -> list[Header]:
         """Take a batch; return the headers of those that are now safely in the queue.
 
-        A batch too large for a message goes to the inbox first. After an error every batch that
-        was not returned is still held: `flush` tries them again.
+        A batch too large for a message goes to the inbox first. After an error this batch was not
+        taken, and every earlier one that was not returned is still held: `flush` tries them again.
         """
         message = await self._message(packed)
         accepted = []
@@ -111,10 +115,10 @@ class Publisher:
 
     async def close(self) -> None:
         """Close the link; batches that were not flushed are not sent."""
-        for part in (self._sender, self._client):
+        for part in (self._sender, self._client, self._credential):
             if part is not None:
                 await part.close()
-        self._sender = self._client = None
+        self._sender = self._client = self._credential = None
 
     # ------------------------------------------------------------ link
 
@@ -143,10 +147,12 @@ class Publisher:
             except ValueError:
                 # The SDK's own sentence may quote the string, and with it the key.
                 raise UserError("ServiceBusConnection is not a connection string.") from None
+        if not self._endpoints.namespace:
+            raise UserError("No queue is named: set ServiceBusConnection, or start `ferry local`.")
         from azure.identity.aio import DefaultAzureCredential
 
-        namespace = self._endpoints.namespace or ""
-        return ServiceBusClient(namespace, DefaultAzureCredential(), retry_total=1)
+        self._credential = DefaultAzureCredential()
+        return ServiceBusClient(self._endpoints.namespace, self._credential, retry_total=1)
 
     async def _send_pending(self) -> None:
         if self._sender is None:
@@ -166,7 +172,7 @@ class Publisher:
             await self.close()
         except (AzureError, OSError, asyncio.CancelledError) as error:
             log.debug("closing a broken link failed", extra={"error": _brief(error)})
-            self._sender = self._client = None
+            self._sender = self._client = self._credential = None
 
     # ------------------------------------------------------------ messages
 
@@ -174,7 +180,7 @@ class Publisher:
         header = packed.header
         body = encode_parts(header, packed.compressed)
         self.sent_bytes += len(body)
-        if len(body) > self.limit:
+        if len(body) > self.limit or header.length > RAW_BYTES:
             header = await self._claim(header, body)
             body = encode_parts(header, b"")
         message_id = batch_id(header, packed.payload_sha256)

@@ -4,6 +4,7 @@
 the names that Azure Functions uses for the same queue.
 """
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sessionferry.errors import UserError
 
 DEFAULT_QUEUE = "sessions"
 LOCAL_FILE = "local.json"
+LOCK_FILE = "lock"
 
 
 class Settings(BaseSettings):
@@ -64,11 +66,10 @@ class LocalStack(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    pid: int
     port: int
     queue: str
-    connection: str
-    store: str
+    connection: str = Field(repr=False)
+    store: str = Field(repr=False)
     archive: str
     inbox: str
 
@@ -79,8 +80,12 @@ class LocalStack(BaseModel):
             return cls.model_validate_json((data / LOCAL_FILE).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except OSError as error:
             raise UserError(f"{data / LOCAL_FILE} cannot be read: {error}") from None
+        except ValidationError as error:
+            # Without the input, which holds the key.
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise UserError(f"{data / LOCAL_FILE} is damaged: {first['type']}.") from None
 
     def write(self, data: Path) -> None:
         """Write atomically, readable by the owner alone."""
@@ -91,15 +96,17 @@ class LocalStack(BaseModel):
             file.write(orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2))
         fresh.replace(path)
 
-    def is_running(self) -> bool:
-        """Whether the process that wrote this is still there."""
+    @staticmethod
+    def is_running(data: Path) -> bool:
+        """Whether a stack runs on this data folder: it holds a lock for as long as it lives."""
         try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+            with (data / LOCK_FILE).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
             return False
-        except PermissionError:
+        except BlockingIOError:
             return True
-        return True
+        return False
 
 
 class Endpoints(BaseModel):
@@ -110,10 +117,25 @@ class Endpoints(BaseModel):
     queue: str
     connection: SecretStr | None
     namespace: str | None
-    store: SecretStr
-    archive: str
-    inbox: str
+    store_url: SecretStr | None
+    archive_url: str | None
+    inbox_url: str | None
     local: LocalStack | None
+
+    @property
+    def store(self) -> SecretStr:
+        """The store's URL; a machine that only sends needs none."""
+        return SecretStr(_needed("FERRY_STORE", _text(self.store_url)))
+
+    @property
+    def archive(self) -> str:
+        """The archive's URL; a machine that only sends needs none."""
+        return _needed("FERRY_ARCHIVE", self.archive_url)
+
+    @property
+    def inbox(self) -> str:
+        """The inbox's URL; who only reads needs none."""
+        return _needed("FERRY_INBOX", self.inbox_url)
 
     @property
     def destination(self) -> str:
@@ -129,8 +151,9 @@ def endpoints(settings: Settings) -> Endpoints:
 
     Raises `UserError` when neither says where to go.
     """
-    local = LocalStack.read(settings.data)
     is_remote = settings.connection is not None or settings.namespace is not None
+    # What goes to a remote queue must never look for its bytes in a local stack.
+    local = None if is_remote else LocalStack.read(settings.data)
     if not is_remote and settings.store is None and local is None:
         raise UserError(
             f"There is no `ferry local` in {settings.data} and no Azure settings. "
@@ -138,12 +161,12 @@ def endpoints(settings: Settings) -> Endpoints:
         )
     return Endpoints(
         queue=settings.queue,
-        connection=settings.connection or (_secret(local) if not is_remote else None),
+        connection=settings.connection or (SecretStr(local.connection) if local else None),
         namespace=settings.namespace,
-        store=settings.store or SecretStr(_needed("FERRY_STORE", local.store if local else None)),
-        archive=settings.archive or _needed("FERRY_ARCHIVE", local.archive if local else None),
-        inbox=settings.inbox or _needed("FERRY_INBOX", local.inbox if local else None),
-        local=None if is_remote else local,
+        store_url=settings.store or (SecretStr(local.store) if local else None),
+        archive_url=settings.archive or (local.archive if local else None),
+        inbox_url=settings.inbox or (local.inbox if local else None),
+        local=local,
     )
 
 
@@ -153,11 +176,11 @@ def _needed(name: str, value: str | None) -> str:
     return value
 
 
-def _secret(local: LocalStack | None) -> SecretStr | None:
-    return SecretStr(local.connection) if local else None
+def _text(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 def _endpoint(connection: SecretStr | None) -> str:
-    text = connection.get_secret_value() if connection else ""
+    text = _text(connection) or ""
     parts = dict(part.partition("=")[::2] for part in text.split(";"))
     return parts.get("Endpoint", "?").removeprefix("sb://").rstrip("/")

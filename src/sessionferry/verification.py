@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 
 from sessionferry import head_store
 from sessionferry.agent.discover import Source
-from sessionferry.agent.reading import Blocks
+from sessionferry.agent.reading import Blocks, LineTooLong
 from sessionferry.archive import Archive
 from sessionferry.batch import lines_of
 from sessionferry.coverage import Coverage
@@ -21,8 +21,9 @@ from sessionferry.heads import Head, StreamHead, add_digest, line_digest
 from sessionferry.identity import Stream
 from sessionferry.store import Store
 
-Verdict = Literal["ok", "missing", "differs", "deleted", "not stored"]
+Verdict = Literal["ok", "missing", "differs", "deleted", "not stored", "unreadable"]
 _NO_DIGEST = "0" * 64
+_NOTHING = "nothing of this file has arrived"
 
 
 @dataclass(slots=True)
@@ -59,10 +60,14 @@ async def verify(
     head = (await head_store.read_head(store, source.key)).head
     if head.tombstone is not None:
         return Finding(source, "deleted", detail="the session was deleted")
-    with source.path.open("rb") as file:
-        if source.stream is None:
-            return await _verify_metadata(archive, source, file, head, whole_bytes=whole_bytes)
-        return await _verify_stream(store, archive, source, file, head, whole_bytes=whole_bytes)
+    try:
+        with source.path.open("rb") as file:
+            if source.stream is None:
+                return await _verify_metadata(archive, source, file, head, whole_bytes=whole_bytes)
+            return await _verify_stream(store, archive, source, file, head, whole_bytes=whole_bytes)
+    except (OSError, LineTooLong) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return Finding(source, "unreadable", detail=f"the file cannot be read: {reason}")
 
 
 async def _verify_stream(
@@ -90,7 +95,10 @@ async def _verify_stream(
         conflicts=len(state.conflicts),
         missing=own - covered,
     )
-    _judge(finding, counted, state, covered - own)
+    if stream in head.streams:
+        _judge(finding, counted, state, covered - own)
+    else:
+        finding.verdict, finding.detail = "not stored", _NOTHING
     if whole_bytes and finding.verdict == "ok":
         await _compare_bytes(file_bytes(store, archive, head, stream), counted.sha256, finding)
     return finding
@@ -116,9 +124,7 @@ def count_file(file: BinaryIO, state: StreamHead) -> _Counted:
 
 
 def _judge(finding: Finding, counted: _Counted, state: StreamHead, beyond: Coverage) -> None:
-    if counted.size and not state.extent and state.tail is None:
-        finding.verdict, finding.detail = "not stored", "nothing of this file has arrived"
-    elif beyond:
+    if beyond:
         finding.verdict = "differs"
         finding.detail = f"{len(beyond)} more lines are stored than the file has"
     elif finding.missing:
@@ -158,7 +164,7 @@ async def _verify_metadata(
     sha256 = hashlib.sha256(payload).hexdigest()
     finding = Finding(source, "ok", bytes=len(payload))
     if head.metadata is None:
-        finding.verdict, finding.detail = "not stored", "nothing of this file has arrived"
+        finding.verdict, finding.detail = "not stored", _NOTHING
     elif head.metadata.sha256 != sha256:
         finding.verdict, finding.detail = "differs", "another version of the file is stored"
     elif whole_bytes:

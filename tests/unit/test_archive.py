@@ -158,9 +158,7 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize(
-    "crafted", ["..", "../..", "/etc", "a/../../b", "..\\..", "\x00", "~", "."]
-)
+@pytest.mark.parametrize("crafted", ["..", "../..", "/etc", "a/../../b", "..\\..", "~", "."])
 @pytest.mark.parametrize(
     "place",
     [

@@ -303,7 +303,14 @@ def test_an_unknown_content_encoding_is_unsupported(named: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_understood(kind: str) -> None:
     fields = {"kind": kind, "line_count": 1 if kind == "lines" else 0}
-    assert decode(message(payload=LINE, **fields)).header.kind == kind
+    payload = LINE.rstrip() if kind == "tail" else LINE
+    assert decode(message(payload=payload, **fields)).header.kind == kind
+
+
+@pytest.mark.parametrize("payload", [b"", b"\n", LINE, b'{"a":1}\n{"b'])
+def test_a_tail_is_one_unterminated_line(payload: bytes) -> None:
+    with pytest.raises(BadBatch, match="unterminated"):
+        decode(message(payload=payload, kind="tail", line_count=0))
 
 
 def test_a_heartbeat_has_no_session() -> None:

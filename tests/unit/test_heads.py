@@ -14,6 +14,7 @@ from sessionferry.coverage import Coverage
 from sessionferry.documents import Facts
 from sessionferry.formats.meaning import COST_SCALE, MAX_COUNT, Usage, cost_text
 from sessionferry.heads import (
+    MAX_FRAGMENTS,
     MAX_RANGES,
     MAX_SUPERSEDED,
     Delivery,
@@ -525,6 +526,50 @@ def test_a_fragmented_head_takes_no_batch_that_would_split_it_further(
     ranges: int, first: int, last: int, splits: bool
 ) -> None:
     assert would_split(fragmented(ranges), "events", first, last) is splits
+
+
+def mixed(ranges: int) -> Delivery:
+    """Good and bad lines in turn: no gap, and as many ranges."""
+    good = [facts(at) for at in range(0, ranges, 2)]
+    place = (0, ranges - 1)
+    return Delivery("events", 0, stored=good, quarantined=range(1, ranges, 2), sequences=place)
+
+
+def test_good_and_bad_lines_in_turn_do_not_grow_a_head_without_bound() -> None:
+    below = merge(NEW, [mixed(MAX_FRAGMENTS - 1)])
+    full = merge(NEW, [mixed(MAX_FRAGMENTS)])
+    after = (MAX_FRAGMENTS - 1, MAX_FRAGMENTS + 9)
+    assert not would_split(below, "events", *after)
+    assert would_split(full, "events", *after)
+    assert not would_split(full, "transcript", *after)
+    assert len(orjson.dumps(full.to_document())) < 600_000
+
+
+def test_what_the_same_invocation_brings_counts_too() -> None:
+    coming = [mixed(MAX_FRAGMENTS)]
+    assert would_split(NEW, "events", 0, 9, coming)
+    assert not would_split(NEW, "transcript", 0, 9, coming)
+
+
+def test_conflicts_and_pruned_lines_count_as_fragments() -> None:
+    lines = [facts(at) for at in range(2 * MAX_FRAGMENTS)]
+    every_other = range(0, 2 * MAX_FRAGMENTS, 2)
+    conflicts = merge(NEW, [Delivery("events", 0, stored=lines, conflicts=every_other)])
+    pruned = prune(
+        merge(NEW, [Delivery("events", 0, stored=lines)]),
+        "events",
+        Coverage.from_numbers(every_other),
+    )
+    for head in (conflicts, pruned):
+        assert would_split(head, "events", 0, 9)
+
+
+def test_fragmented_generations_are_forgotten_lowest_first() -> None:
+    head = NEW
+    for generation in range(6):
+        odd = [facts(2 * at) for at in range(MAX_FRAGMENTS // 8)]
+        head = merge(head, [Delivery("events", generation, stored=odd)])
+    assert list(head.stream("events").superseded) == [1, 2, 3, 4]
 
 
 def test_fragmentation_is_counted_per_stream() -> None:

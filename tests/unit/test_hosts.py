@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessionferry.errors import BadBatch
-from sessionferry.hosts import MAX_RUNS, Heartbeat, clones, merge_heartbeat, parse_heartbeat
+from sessionferry.hosts import (
+    MAX_HEARTBEAT_BYTES,
+    MAX_RUNS,
+    Heartbeat,
+    clones,
+    merge_heartbeat,
+    parse_heartbeat,
+)
 from sessionferry.identity import escape
 from support.strategies import header
 
@@ -125,3 +132,9 @@ def test_a_ledger_that_no_store_can_write_is_a_bad_batch() -> None:
         ledger = {"a": ledger}
     with pytest.raises(BadBatch, match="nested too deeply"):
         parse_heartbeat(HEADER, BODY | {"ledger": ledger})
+
+
+def test_a_heartbeat_too_large_to_be_remembered_is_a_bad_batch() -> None:
+    large = header(kind="heartbeat", length=MAX_HEARTBEAT_BYTES + 1)
+    with pytest.raises(BadBatch, match="at most"):
+        parse_heartbeat(large, BODY)

@@ -171,6 +171,7 @@ PARTS_BY_NAME = ("user_id", "project_slug", "session_id")
         ("x" * 1025, "has 1025 bytes; at most 1024 are allowed."),
         ("\u4e2d" * 342, "has 1026 bytes; at most 1024 are allowed."),
         ("a\ud800b", "is not valid text (it holds a lone surrogate)."),
+        ("a\x00b", "holds a NUL character, which not every store takes."),
     ],
 )
 def test_parts_that_cannot_be_used_are_refused_by_name(name: str, value: str, why: str) -> None:

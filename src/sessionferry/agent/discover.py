@@ -4,8 +4,10 @@ Amplifier keeps a session in a folder of its own; any other JSON Lines file is, 
 session with one transcript.
 """
 
+import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Literal
 
 from sessionferry.errors import UserError
 from sessionferry.identity import SessionKey, Stream
+
+log = logging.getLogger(__name__)
 
 Role = Literal["events", "transcript", "metadata"]
 FormatChoice = Literal["amplifier", "jsonl"]
@@ -57,7 +61,8 @@ def discover(paths: list[Path], user_id: str, file_format: FormatChoice | None) 
     for path in paths:
         if not path.exists():
             raise UserError(f"There is no file or folder {path}.")
-        for source in _below(path.absolute(), user_id, file_format):
+        # One file has one name, however it was reached: its key is made of it.
+        for source in _below(path.resolve(), user_id, file_format):
             found.setdefault(source.path, source)
     if not found:
         raise UserError(_nothing_found(paths, file_format))
@@ -83,9 +88,23 @@ def _below(path: Path, user_id: str, file_format: FormatChoice | None) -> Iterat
 
 def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
     """Walk down without following links, so that a loop of links cannot trap us."""
-    for folder, inner, names in os.walk(path, followlinks=False):
+    for folder, inner, names in os.walk(path, followlinks=False, onerror=_report):
         inner[:] = sorted(name for name in inner if name not in _NOT_SESSIONS)
-        yield Path(folder), names
+        yield Path(folder), [name for name in names if _may_be_file(Path(folder, name))]
+
+
+def _report(error: OSError) -> None:
+    log.warning("a folder cannot be read: %s", error)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Leave out pipes and the like, which block who opens them; keep what cannot be told."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _session_files(folder: Path, names: list[str], user_id: str) -> Iterator[Source]:
@@ -116,7 +135,7 @@ def _files(path: Path) -> Iterator[Path]:
         return
     for folder, names in _folders(path):
         for name in sorted(names):
-            if name.endswith(_JSONL_ENDINGS) and (folder / name).is_file():
+            if name.endswith(_JSONL_ENDINGS):
                 yield folder / name
 
 

@@ -83,6 +83,7 @@ class Shipper:
         self._spool_was_lost = spool_was_lost
         self._resend = resend
         self._supersede = supersede
+        self._anew = resend or supersede
         self._advance = advance or (lambda _bytes: None)
         self._pending: list[_Pending] = []
         self._accepted = 0
@@ -113,8 +114,8 @@ class Shipper:
 
     async def _ship_stream(self, source: Source, file: BinaryIO) -> None:
         state = os.fstat(file.fileno())
-        known = None if self._resend else self._progress.get(source.key, source.role)
-        if known is not None and not self._supersede and _is_unchanged(known, state):
+        known = self._progress.get(source.key, source.role)
+        if known is not None and not self._anew and _is_unchanged(known, state):
             self.report.unchanged += 1
             self._advance(state.st_size)
             return
@@ -123,24 +124,50 @@ class Shipper:
         blocks = Blocks(file, digest)
         template = self._template(source, generation=start.generation)
         packer = Packer(template, self._sender.limit, Place(start.offset, start.sequence))
-        for block in blocks:
-            at = packer.place
-            for packed in packer.add(block):
-                await self._send(packed)
-            self._count(at, packer.place)
-        for packed in packer.flush():
-            await self._send(packed)
+        await self._ship_lines(source, blocks, packer)
         tail_sha256 = await self._ship_tail(template, packer.place, blocks.rest, start)
         place = packer.place
+        if place.offset == 0 and not blocks.rest:
+            # An empty file is a file: it replaces what stood there before, and is exported.
+            await self._send(pack_whole(template, b""))
         self._remember(
             source,
             Shipped(
                 *(start.generation, place.offset, place.sequence, blocks.digest.hexdigest()),
                 tail_sha256=tail_sha256,
                 size=place.offset + len(blocks.rest),
-                modified_ns=state.st_mtime_ns,
+                modified_ns=_mark(state),
             ),
         )
+
+    async def _ship_lines(self, source: Source, blocks: Blocks, packer: Packer) -> None:
+        """Send all terminated lines, also when a later one cannot be read."""
+        failure: OSError | LineTooLong | None = None
+        digest = blocks.digest.copy()
+        try:
+            for block in blocks:
+                at, hashed = packer.place, 0
+                for packed in packer.add(block):
+                    await self._send(packed)
+                    end = _end(packed).offset - at.offset
+                    digest.update(block[hashed:end])
+                    hashed = end
+                    self._remember_part(source, packed, digest.hexdigest())
+                digest.update(block[hashed:])
+                self._count(at, packer.place)
+        except (OSError, LineTooLong) as error:
+            failure = error
+        for packed in packer.flush():
+            await self._send(packed)
+            self._remember_part(source, packed, digest.hexdigest())
+        if failure is not None:
+            raise failure
+
+    def _remember_part(self, source: Source, packed: Packed, prefix_sha256: str) -> None:
+        """Remember a file up to the end of a batch; its unknown size says that there is more."""
+        end = _end(packed)
+        part = Shipped(packed.header.generation, end.offset, end.sequence, prefix_sha256)
+        self._remember(source, part)
 
     def _resume(
         self,
@@ -150,14 +177,18 @@ class Shipper:
         state: os.stat_result,
     ) -> "tuple[Shipped, hashlib._Hash | None]":
         """Decide where to go on: behind what was shipped, or at the start of a new generation."""
-        fresh = max(state.st_mtime_ns // 1_000_000, 1)
+        fresh = max(_file_time(state) // 1_000_000, 1)
         if known is None:
             lost = (self._spool_was_lost and source.is_rewritable) or self._supersede
             return Shipped(fresh if lost else 0, 0, 0, ""), None
         if not self._supersede:
             digest = prefix_digest(file, known.offset)
-            if digest is not None and digest.hexdigest() == known.prefix_sha256:
-                return known, digest
+            same = digest is not None and digest.hexdigest() == known.prefix_sha256
+            if same and _keeps_tail(file, known):
+                if not self._resend:
+                    return known, digest
+                file.seek(0)
+                return Shipped(known.generation, 0, 0, ""), None
         file.seek(0)
         self.report.rewritten += 1
         return Shipped(max(known.generation + 1, fresh), 0, 0, ""), None
@@ -188,12 +219,10 @@ class Shipper:
         if known is not None and known.prefix_sha256 == sha256:
             self.report.unchanged += 1
             return
-        template = self._template(source, revision=state.st_mtime_ns)
+        template = self._template(source, revision=_file_time(state))
         await self._send(pack_whole(template, payload))
         self.report.bytes += len(payload)
-        self._remember(
-            source, Shipped(0, len(payload), 0, sha256, "", state.st_size, state.st_mtime_ns)
-        )
+        self._remember(source, Shipped(0, len(payload), 0, sha256, "", state.st_size, _mark(state)))
 
     # ------------------------------------------------------------ bookkeeping
 
@@ -265,8 +294,32 @@ class Heart:
         return pack_whole(header, orjson.dumps(body))
 
 
+def _end(packed: Packed) -> Place:
+    header = packed.header
+    return Place(header.offset + header.length, header.start_sequence + header.line_count)
+
+
 def _is_unchanged(known: Shipped, state: os.stat_result) -> bool:
-    return (known.size, known.modified_ns) == (state.st_size, state.st_mtime_ns)
+    return (known.size, known.modified_ns) == (state.st_size, _mark(state))
+
+
+def _mark(state: os.stat_result) -> int:
+    """Return a file's time as far as SQLite can keep it: it ends in the year 2262."""
+    return min(max(state.st_mtime_ns, -(2**63)), 2**63 - 1)
+
+
+def _file_time(state: os.stat_result) -> int:
+    """Return when a file was changed, in ns: a time before 1970 or to come would be refused."""
+    return min(max(state.st_mtime_ns, 0), time.time_ns())
+
+
+def _keeps_tail(file: BinaryIO, known: Shipped) -> bool:
+    """Whether the file goes on with the unterminated line that was sent, finished by now or not."""
+    if not known.tail_sha256:
+        return True
+    tail = file.read(known.size - known.offset)
+    file.seek(known.offset)
+    return hashlib.sha256(tail).hexdigest() == known.tail_sha256
 
 
 def _reason(error: OSError | LineTooLong) -> str:

@@ -18,6 +18,7 @@ from sessionferry.archive import hydrate
 from sessionferry.cli.output import NOT_ALL_WELL, number, print_json, print_table, settings, size
 from sessionferry.cli.reading import Reader, open_reader
 from sessionferry.cli.ship import ship_sources
+from sessionferry.errors import UserError
 from sessionferry.formats.meaning import cost_text
 from sessionferry.heads import Head, total_cost
 from sessionferry.host import Identity
@@ -83,6 +84,8 @@ def demo(
 
     Example: ferry demo --keep /tmp/ferry-demo
     """
+    if keep and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise UserError(f"{keep} is not empty; choose another folder.")
     folder = keep.absolute() if keep else Path(tempfile.mkdtemp(prefix="ferry-demo-"))
     say = (lambda _text: None) if as_json else typer.echo
     try:

@@ -32,6 +32,11 @@ def settings(data: Any) -> Settings:
     return Settings.read(data=data.absolute()) if data else Settings.read()
 
 
+def printable(name: object) -> str:
+    r"""Make a path or a sentence text: bytes that are not UTF-8 become `\xff`."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

@@ -21,6 +21,7 @@ from sessionferry.cli.output import (
     JsonOption,
     print_json,
     print_table,
+    printable,
     progress,
     settings,
     size,
@@ -140,10 +141,10 @@ def export(
 
     written = _with_reader(settings(data), write)
     if as_json:
-        print_json([{**file._asdict(), "path": str(file.path)} for file in written])
+        print_json([{**file._asdict(), "path": printable(file.path)} for file in written])
         return
     for file in written:
-        typer.echo(f"{file.path}  {size(file.size)}  sha256 {file.sha256}")
+        typer.echo(f"{printable(file.path)}  {size(file.size)}  sha256 {file.sha256}")
 
 
 def verify(
@@ -290,7 +291,7 @@ def _stream_row(name: str, state: StreamHead) -> tuple[object, ...]:
 def finding_document(finding: Finding) -> dict[str, Any]:
     """Render a finding as JSON."""
     return {
-        "path": str(finding.source.path),
+        "path": printable(finding.source.path),
         "session_id": finding.source.key.session_id,
         "verdict": finding.verdict,
         "lines": finding.lines,
@@ -311,7 +312,8 @@ def _print_findings(findings: list[Finding]) -> None:
             parts.append(f"{finding.quarantined:,} lines are in the quarantine")
         if finding.conflicts:
             parts.append(f"{finding.conflicts:,} lines arrived in two versions")
-        typer.echo(f"{finding.verdict:10}  {finding.source.path}: {'; '.join(parts)}")
+        path = printable(finding.source.path)
+        typer.echo(f"{finding.verdict:10}  {path}: {'; '.join(parts)}")
     good = sum(finding.verdict == "ok" for finding in findings)
     typer.echo(
         f"{good:,} of {len(findings):,} files are complete: "

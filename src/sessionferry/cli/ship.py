@@ -14,13 +14,13 @@ from sessionferry.cli.output import (
     JsonOption,
     number,
     print_json,
+    printable,
     progress,
     settings,
     size,
 )
 from sessionferry.errors import UserError
 from sessionferry.host import Identity
-from sessionferry.publisher import Publisher
 from sessionferry.settings import Endpoints, Settings, endpoints
 
 
@@ -65,6 +65,8 @@ async def ship_sources(
     supersede: bool = False,
 ) -> Report:
     """Ship sources to the endpoints of these settings."""
+    from sessionferry.publisher import Publisher
+
     target = endpoints(chosen)
     _check_running(target, chosen)
     memory = Progress(memory_path(chosen, target))
@@ -102,7 +104,7 @@ def memory_name(target: Endpoints, chosen: Settings) -> str:
 
 
 def _check_running(target: Endpoints, chosen: Settings) -> None:
-    if target.local is not None and not target.local.is_running():
+    if target.local is not None and not target.local.is_running(chosen.data):
         raise UserError(
             f"No `ferry local` is running with the data folder {chosen.data}. Start it first."
         )
@@ -119,7 +121,7 @@ def _print(report: Report, *, as_json: bool) -> None:
                 "sent_bytes": report.sent_bytes,
                 "tails": report.tails,
                 "rewritten": report.rewritten,
-                "failed": report.failed,
+                "failed": [printable(failure) for failure in report.failed],
             }
         )
         return
@@ -129,4 +131,4 @@ def _print(report: Report, *, as_json: bool) -> None:
         f"{number(report.rewritten)} rewritten, {number(report.tails)} with an unterminated line)."
     )
     for failure in report.failed:
-        typer.echo(f"  not shipped: {failure}", err=True)
+        typer.echo(f"  not shipped: {printable(failure)}", err=True)

@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import sessionferry
 from sessionferry.errors import TransientError, UserError
-from sessionferry.settings import LocalStack, Settings
+from sessionferry.settings import LOCK_FILE, LocalStack, Settings
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,6 @@ class Stack:
         for child in (self._host, self._broker):
             if child is not None:
                 await child.stop()
-        (self.data / "local.json").unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
 
@@ -174,7 +173,6 @@ class Stack:
         key = json.loads((self.data / "key.json").read_text())
         store = self._settings.store
         return LocalStack(
-            pid=os.getpid(),
             port=self._port,
             queue=self._settings.queue,
             connection=(
@@ -233,7 +231,7 @@ def _environment(stack: LocalStack) -> dict[str, str]:
 
 
 def _locked(data: Path) -> TextIO:
-    file = (data / "lock").open("w")
+    file = (data / LOCK_FILE).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,0 +1,97 @@
+"""`ferry local`: starts, stops, survives its parts, and leaves nothing behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from support.stack import RunningStack, ended, wait_for
+
+
+def write(home: Path, lines: int) -> Path:
+    folder = home / ".amplifier" / "projects" / "-p" / "sessions" / "s"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "events.jsonl").write_bytes(b'{"event": "tool:pre"}\n' * lines)
+    return folder
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> RunningStack:
+    return RunningStack(tmp_path)
+
+
+def test_it_stops_in_good_order_and_goes_on_where_it_ended(stack: RunningStack) -> None:
+    ferry = stack.ferry("mara")
+    write(ferry.home, 2)
+    with stack:
+        assert (stack.data.stat().st_mode & 0o777) == 0o700
+        assert ((stack.data / "local.json").stat().st_mode & 0o777) == 0o600
+        port = stack.described.port
+        ran = stack.owner.run("local", code=2)
+        assert ran.stderr == (
+            f"ferry: Another `ferry local` is running with the data folder {stack.data}.\n"
+        )
+        ferry.run("ship")
+        ferry.wait()
+        code, said = stack.stop(signal.SIGINT)
+        assert code == 0
+        assert said.endswith("Stopped. Nothing is lost: `ferry local` goes on where this ended.\n")
+        assert stack.orphans() == []
+        assert (stack.owner.home / "local.log").read_text() == ""
+    assert ferry.run("sessions", "--json").json[0]["session_id"] == "s"  # stopped, yet readable
+    write(ferry.home, 3)
+    said = ferry.run("ship", code=2).stderr
+    assert said.startswith("ferry: No `ferry local` is running with the data folder")
+    with stack:
+        assert stack.described.port == port
+        assert ferry.run("ship", "--json").json["lines"] == 1
+        ferry.wait("--bytes")
+        assert stack.stop(signal.SIGTERM)[0] == 0
+    assert stack.orphans() == []
+
+
+def test_nothing_outlives_a_supervisor_that_was_killed(stack: RunningStack) -> None:
+    with stack:
+        for name in ("broker", "host"):
+            stack.child(name)
+        assert len(stack.orphans()) == 2
+        stack.stop(signal.SIGKILL)
+        assert wait_for(lambda: stack.orphans() == [], 30)
+    with stack:  # the lock and the port are free again
+        assert stack.child("broker")
+
+
+def test_shipping_outlives_a_broker_that_is_killed(stack: RunningStack) -> None:
+    ferry = stack.ferry("mara")
+    write(ferry.home, 5)
+    with stack:
+        port = stack.described.port
+        broker, host = stack.child("broker"), stack.child("host")
+        os.kill(broker, signal.SIGKILL)
+        assert ferry.run("ship", "--json").json["lines"] == 5
+        assert stack.child("broker", other_than=broker) != broker
+        assert stack.child("host") == host
+        ferry.wait("--bytes")
+        assert stack.described.port == port
+        os.kill(host, signal.SIGKILL)
+        write(ferry.home, 7)
+        assert ferry.run("ship", "--json").json["lines"] == 2
+        ferry.wait("--bytes")
+
+
+def test_ctrl_c_stops_a_command_quietly(stack: RunningStack, tmp_path: Path) -> None:
+    with stack:
+        ferry = stack.ferry("mara")
+        broker = stack.child("broker")
+        os.kill(broker, signal.SIGSTOP)  # the queue takes nothing now
+        try:
+            write(ferry.home, 5)
+            log = tmp_path / "ship.log"
+            with ended(ferry.start("ship", stderr=log)) as shipping:
+                assert not wait_for(lambda: shipping.poll() is not None, 3)
+                shipping.send_signal(signal.SIGINT)
+                assert shipping.wait(timeout=20) == 130
+            assert "Traceback" not in log.read_text()
+        finally:
+            os.kill(broker, signal.SIGCONT)

@@ -1,0 +1,219 @@
+"""Which files are sessions, and whose."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover, slug
+from sessionferry.errors import UserError
+
+USER = "user-123"
+ALL = ("metadata.json", "transcript.jsonl", "events.jsonl")
+
+
+def write(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("{}\n")
+    return folder
+
+
+def found(*paths: Path, file_format: FormatChoice | None = None) -> list[Source]:
+    return discover(list(paths), USER, file_format)
+
+
+def names(sources: list[Source]) -> list[tuple[str, str, str]]:
+    return [(s.key.project_slug, s.key.session_id, s.role) for s in sources]
+
+
+def test_an_amplifier_home_gives_its_projects_sessions_and_files(tmp_path: Path) -> None:
+    home = tmp_path / ".amplifier"
+    write(home / "projects" / "-srv-app" / "sessions" / "s1", *ALL, "notes.txt", "other.jsonl")
+    write(home / "projects" / "-srv-web" / "sessions" / "s2", "events.jsonl")
+    write(home / "cache", "settings.json")
+    sources = found(home)
+    assert names(sources) == [
+        ("-srv-app", "s1", "metadata"),
+        ("-srv-app", "s1", "events"),
+        ("-srv-app", "s1", "transcript"),
+        ("-srv-web", "s2", "events"),
+    ]
+    assert {source.key.user_id for source in sources} == {USER}
+    assert {source.format for source in sources} == {"amplifier"}
+    assert [source.stream for source in sources] == [None, "events", "transcript", "events"]
+    assert [source.is_rewritable for source in sources] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        *("", "projects", "projects/-p", "projects/-p/sessions", "projects/-p/sessions/s1"),
+        "projects/-p/sessions/s1/events.jsonl",
+    ],
+)
+def test_any_folder_on_the_way_down_gives_the_same_session(tmp_path: Path, inner: str) -> None:
+    write(tmp_path / "projects" / "-p" / "sessions" / "s1", "events.jsonl")
+    assert names(found(tmp_path / inner)) == [("-p", "s1", "events")]
+
+
+def test_overlapping_paths_and_other_spellings_give_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = write(tmp_path / "projects" / "-p" / "sessions" / "s1", "events.jsonl")
+    monkeypatch.chdir(session)
+    (tmp_path / "link").symlink_to(session)
+    spelled = [Path(), Path("../s1"), session, session / "events.jsonl", tmp_path]
+    assert names(found(*spelled, tmp_path / "link")) == [("-p", "s1", "events")]
+
+
+def test_parents_come_before_children_and_metadata_before_streams(tmp_path: Path) -> None:
+    sessions = tmp_path / "p" / "sessions"
+    for name in ("b-child_agent", "b", "a_agent", "c"):
+        write(sessions / name, *ALL)
+    order = [name for _, name, _ in names(found(tmp_path))]
+    assert order[::3] == ["b", "c", "a_agent", "b-child_agent"]
+    assert {role for _, _, role in names(found(tmp_path))[::3]} == {"metadata"}
+
+
+def test_another_tools_files_of_the_same_names_are_left_alone(tmp_path: Path) -> None:
+    session = write(tmp_path / "p" / "sessions" / "s1", "events.jsonl")
+    write(session / "context-intelligence", *ALL)
+    write(tmp_path / "context-intelligence" / "sessions" / "s9", *ALL)
+    assert names(found(tmp_path)) == [("p", "s1", "events")]
+    with pytest.raises(UserError, match="no Amplifier sessions"):
+        found(session / "context-intelligence")
+    with pytest.raises(UserError, match="no Amplifier sessions"):
+        found(session / "context-intelligence" / "events.jsonl")
+
+
+def test_loops_of_links_end(tmp_path: Path) -> None:
+    session = write(tmp_path / "p" / "sessions" / "s1", "events.jsonl")
+    (session / "again").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert names(found(tmp_path)) == [("p", "s1", "events")]
+    with pytest.raises(UserError, match="There is no file or folder"):
+        found(tmp_path / "self")
+
+
+def test_a_session_outside_of_a_sessions_folder_has_the_project_of_its_place(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "some" / "s1", "transcript.jsonl")
+    assert names(found(tmp_path)) == [(slug(tmp_path / "some"), "s1", "transcript")]
+
+
+def test_names_that_are_not_text_are_spelled_out(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/pr\xff/sessions/s\xfe1"))
+    write(folder, "events.jsonl")
+    sources = found(tmp_path)
+    assert names(sources) == [("pr%FF", "s%FE1", "events")]
+    assert sources[0].path.read_text() == "{}\n"
+
+
+def test_names_that_differ_only_in_bytes_that_are_not_text_stay_apart(tmp_path: Path) -> None:
+    for raw in (b"\xfe", b"\xff"):
+        write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/p/sessions/s" + raw)), "events.jsonl")
+    assert [name for _, name, _ in names(found(tmp_path))] == ["s%FE", "s%FF"]
+
+
+def test_pipes_and_dead_links_are_no_files(tmp_path: Path) -> None:
+    session = write(tmp_path / "p" / "sessions" / "s1", "events.jsonl")
+    os.mkfifo(session / "transcript.jsonl")
+    (session / "metadata.json").symlink_to(tmp_path / "gone")
+    assert names(found(tmp_path)) == [("p", "s1", "events")]
+    assert [source.path.name for source in found(tmp_path, file_format="jsonl")] == ["events.jsonl"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "p" / "sessions" / "s1", "events.jsonl")
+    shut = write(tmp_path / "p" / "sessions" / "s2", "events.jsonl")
+    real = os.scandir
+
+    def scandir(path: str) -> object:  # root can read everything
+        if str(path) == str(shut):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with caplog.at_level(logging.WARNING):
+        assert names(found(tmp_path)) == [("p", "s1", "events")]
+    assert str(shut) in caplog.text
+
+
+# ------------------------------------------------------------ JSON Lines
+
+
+def test_on_request_any_json_lines_file_is_a_transcript(tmp_path: Path) -> None:
+    write(tmp_path / "logs", "a.jsonl", "b.ndjson", "c.txt")
+    write(tmp_path / "logs" / "deep", "a.jsonl", "events.jsonl")
+    outer, inner = slug(tmp_path / "logs"), slug(tmp_path / "logs" / "deep")
+    sources = found(tmp_path, file_format="jsonl")
+    assert names(sources) == [
+        (outer, "a", "transcript"),
+        (outer, "b.ndjson", "transcript"),
+        (inner, "a", "transcript"),
+        (inner, "events", "transcript"),
+    ]
+    assert {source.format for source in sources} == {"jsonl"}
+
+
+def test_a_file_that_is_named_may_end_in_anything(tmp_path: Path) -> None:
+    write(tmp_path, "dump.log")
+    (source,) = found(tmp_path / "dump.log", file_format="jsonl")
+    assert source.key.session_id == "dump.log"
+
+
+def test_one_file_has_one_key_however_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "logs", "a.jsonl")
+    write(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    keys = {
+        discover([path], USER, "jsonl")[0].key
+        for path in (tmp_path, Path("../logs"), Path("../logs/a.jsonl"), Path("../work/../logs"))
+    }
+    assert len(keys) == 1
+
+
+# ------------------------------------------------------------ refusals
+
+
+def test_two_files_of_one_stream_are_refused(tmp_path: Path) -> None:
+    for home in ("one", "two"):
+        write(tmp_path / home / "projects" / "-p" / "sessions" / "s1", "events.jsonl")
+    with pytest.raises(UserError) as raised:
+        found(tmp_path)
+    assert "one/projects" in str(raised.value)
+    assert "two/projects" in str(raised.value)
+    assert "Ship one of them" in str(raised.value)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no file or folder .*gone"):
+        found(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"no Amplifier sessions below .*--format jsonl"):
+        found(tmp_path)
+    with pytest.raises(UserError, match=r"no \.jsonl files below"):
+        found(tmp_path, file_format="jsonl")
+
+
+def test_amplifiers_own_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_paths() == []
+    (tmp_path / ".amplifier").mkdir()
+    assert default_paths() == [tmp_path / ".amplifier"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("/srv/app/api", "-srv-app-api"), ("/", "-"), ("C:\\work", "-C-work"), ("/a:b", "-ab")],
+)
+def test_slugs_are_those_of_amplifier(folder: str, name: str) -> None:
+    assert slug(Path(folder)) == name

@@ -1,0 +1,504 @@
+"""Shipping: what is remembered never runs ahead of what is in the queue, whatever fails.
+
+The sender is a small one in memory: it packs nothing itself, holds batches back as the real one
+does, and can refuse at any point. The real one is tested in tests/integration/test_publisher.py.
+"""
+
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sessionferry import packing
+from sessionferry.agent import reading
+from sessionferry.agent.discover import Source, discover
+from sessionferry.agent.progress import Progress, Shipped
+from sessionferry.agent.shipping import Report, Shipper, planned_bytes
+from sessionferry.batch import Batch, Header, check_time, decode, encode_parts
+from sessionferry.errors import TransientError
+from sessionferry.host import Identity
+from sessionferry.hosts import parse_heartbeat
+from sessionferry.packing import Packed
+
+LIMIT = 2500
+MTIME = 1_750_000_000_000  # ms
+
+
+class MemorySender:
+    """Holds batches back, some at a time; `calls` counts down to a refusal."""
+
+    def __init__(self, *, hold: int = 3, calls: int = 10**9, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self.accepted: list[Batch] = []
+        self._held: list[Packed] = []
+        self._hold = hold
+        self._calls = calls
+
+    async def send(self, packed: Packed) -> list[Header]:
+        self._count()
+        accepted = await self.flush() if len(self._held) >= self._hold else []
+        self._held.append(packed)
+        return accepted
+
+    async def flush(self) -> list[Header]:
+        if not self._held:
+            return []
+        self._count()
+        for packed in self._held:
+            body = encode_parts(packed.header, packed.compressed)
+            self.accepted.append(decode(body, claimed=True))
+        headers = [packed.header for packed in self._held]
+        self._held = []
+        return headers
+
+    def _count(self) -> None:
+        self._calls -= 1
+        if self._calls < 0:
+            raise TransientError("The queue did not take a batch.")
+
+
+class Agent:
+    """A machine with session files, its memory, and everything that its queue ever took."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.session = folder / "home" / "projects" / "-p" / "sessions" / "s1"
+        self.session.mkdir(parents=True)
+        self.identity = Identity(folder / "identity", host_id="h1", user_id="anna")
+        self.queue: list[Batch] = []
+
+    def write(self, name: str, content: bytes, *, mtime_ms: int = MTIME) -> Path:
+        path = self.session / name
+        path.write_bytes(content)
+        os.utime(path, ns=(mtime_ms * 10**6, mtime_ms * 10**6))
+        return path
+
+    def sources(self) -> list[Source]:
+        return discover([self.folder / "home"], "anna", None)
+
+    async def ship(
+        self,
+        sender: MemorySender | None = None,
+        *,
+        sources: list[Source] | None = None,
+        lost: bool = False,
+        resend: bool = False,
+        supersede: bool = False,
+        advance: Callable[[int], None] | None = None,
+    ) -> Report:
+        own = sender or MemorySender()
+        memory = Progress(self.folder / "progress.db")
+        shipper = Shipper(
+            own,
+            memory,
+            self.identity,
+            spool_was_lost=lost,
+            resend=resend,
+            supersede=supersede,
+            advance=advance,
+        )
+        try:
+            return await shipper.ship(self.sources() if sources is None else sources)
+        finally:
+            memory.close()
+            self.queue += own.accepted
+
+    def remembered(self, role: str) -> Shipped | None:
+        memory = Progress(self.folder / "progress.db")
+        try:
+            return memory.get(self.sources()[0].key, role)
+        finally:
+            memory.close()
+
+    def sent(self, kind: str, stream: str | None = None) -> list[Batch]:
+        return [b for b in self.queue if (b.header.kind, b.header.stream) == (kind, stream)]
+
+    def generations(self, stream: str) -> dict[int, bytes]:
+        """Put together what arrived, per generation, by offset; gaps and contradictions fail."""
+        pieces: dict[int, dict[int, bytes]] = defaultdict(dict)
+        for batch in self.sent("lines", stream):
+            of_generation = pieces[batch.header.generation]
+            for at, byte in enumerate(batch.payload, batch.header.offset):
+                assert of_generation.setdefault(at, bytes([byte])) == bytes([byte])
+        found = {}
+        for generation, content in pieces.items():
+            assert sorted(content) == list(range(len(content)))
+            found[generation] = b"".join(content[at] for at in range(len(content)))
+        return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """Small messages need small blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BLOCK_BYTES", 600)
+        yield
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Agent:
+    return Agent(tmp_path)
+
+
+def lines(seed: int, count: int = 60) -> bytes:
+    """Lines that need several messages of `LIMIT` bytes."""
+    rng = random.Random(seed)
+    return b"".join(
+        orjson.dumps({"n": n, "text": rng.randbytes(rng.randint(1, 120)).hex()}) + b"\n"
+        for n in range(count)
+    )
+
+
+# ------------------------------------------------------------ whatever fails
+
+
+@settings(max_examples=25)
+@given(
+    calls=st.lists(st.integers(0, 40), max_size=4),
+    hold=st.integers(1, 5),
+    changes=st.lists(st.sampled_from(["none", "append", "finish", "rewrite"]), min_size=5),
+    seed=st.integers(0, 5),
+)
+async def test_nothing_is_remembered_that_is_not_in_the_queue_and_in_the_end_all_is(
+    tmp_path_factory: pytest.TempPathFactory,
+    calls: list[int],
+    hold: int,
+    changes: list[str],
+    seed: int,
+) -> None:
+    agent = Agent(tmp_path_factory.mktemp("agent"))
+    content = lines(seed) + b'{"unfinished":'
+    agent.write("events.jsonl", content)
+    agent.write("metadata.json", b'{"name":"x"}')
+    moment = MTIME
+    for number, most in enumerate(calls):
+        with suppress(TransientError):
+            await agent.ship(MemorySender(hold=hold, calls=most))
+        check_memory(agent, content)
+        moment += 1000
+        content = changed(content, changes[number], number)
+        agent.write("events.jsonl", content, mtime_ms=moment)
+    await agent.ship(MemorySender(hold=hold))
+    check_all_there(agent, content)
+    again = await agent.ship()
+    assert (again.lines, again.tails, again.unchanged) == (0, 0, 2)
+
+
+def changed(content: bytes, change: str, number: int) -> bytes:
+    match change:
+        case "append":
+            return content + b'"more"}\n' + lines(number + 10, 20)
+        case "finish":
+            return content + b"0}\n"
+        case "rewrite":
+            return lines(number + 100, 30)
+        case _:
+            return content
+
+
+def check_memory(agent: Agent, content: bytes) -> None:
+    """What is remembered of a file has arrived, from its beginning."""
+    known = agent.remembered("events")
+    if known is not None and known.offset:
+        arrived = agent.generations("events")[known.generation]
+        assert len(arrived) >= known.offset
+        assert known.sequence == arrived[: known.offset].count(b"\n")
+    if agent.remembered("metadata") is not None:
+        assert agent.sent("metadata")
+
+
+def check_all_there(agent: Agent, content: bytes) -> None:
+    end = content.rfind(b"\n") + 1
+    newest = agent.generations("events")
+    assert newest[max(newest)] == content[:end]
+    if content[end:]:
+        tails = agent.sent("tail", "events")
+        assert tails[-1].payload == content[end:]
+        assert tails[-1].header.offset == end
+    assert agent.sent("metadata")[-1].payload == b'{"name":"x"}'
+
+
+@pytest.mark.parametrize("calls", range(12))
+async def test_files_shipped_before_a_failure_are_not_read_again(agent: Agent, calls: int) -> None:
+    agent.write("events.jsonl", lines(1, 5))
+    agent.write("transcript.jsonl", lines(2, 200))
+    with pytest.raises(TransientError):
+        await agent.ship(MemorySender(hold=1, calls=calls))
+    known_before = agent.remembered("events") is not None
+    queued = len(agent.sent("lines", "events"))
+    await agent.ship()
+    assert agent.generations("events") == {0: lines(1, 5)}
+    assert agent.generations("transcript") == {0: lines(2, 200)}
+    if known_before:
+        assert len(agent.sent("lines", "events")) == queued
+
+
+async def test_a_large_file_goes_on_in_the_middle_after_a_failure(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1, 300))
+    with pytest.raises(TransientError):
+        await agent.ship(MemorySender(hold=1, calls=9))
+    arrived = len(agent.generations("events")[0])
+    known = agent.remembered("events")
+    assert known is not None
+    assert known.offset == arrived
+    agent.write("events.jsonl", lines(2), mtime_ms=MTIME + 1)
+    await agent.ship()
+    assert agent.generations("events")[MTIME + 1] == lines(2)
+
+
+# ------------------------------------------------------------ streams
+
+
+async def test_a_first_run_sends_all_and_a_second_nothing(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    agent.write("transcript.jsonl", lines(2))
+    seen: list[int] = []
+    report = await agent.ship(advance=seen.append)
+    assert agent.generations("events") == {0: lines(1)}
+    assert agent.generations("transcript") == {0: lines(2)}
+    assert len(agent.sent("lines", "events")) > 2
+    assert (report.files, report.lines, report.failed) == (2, 120, [])
+    assert report.bytes == sum(seen) == planned_bytes(agent.sources())
+    again = await agent.ship()
+    assert (again.unchanged, again.lines, again.bytes) == (2, 0, 0)
+
+
+async def test_headers_say_what_a_batch_is(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    await agent.ship()
+    for header in [batch.header for batch in agent.sent("lines", "events")]:
+        place = (header.user_id, header.host_id, header.project_slug, header.session_id)
+        assert place == ("anna", "h1", "-p", "s1")
+        assert header.format == "amplifier"
+        assert header.agent.startswith("sessionferry/")
+        assert header.sent_at.endswith("Z")
+
+
+async def test_appended_files_go_on_where_they_were(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    await agent.ship()
+    sent = len(agent.sent("lines", "events"))
+    agent.write("events.jsonl", lines(1) + lines(2, 3), mtime_ms=MTIME + 1)
+    report = await agent.ship()
+    (batch,) = agent.sent("lines", "events")[sent:]
+    assert (batch.header.offset, batch.header.start_sequence) == (len(lines(1)), 60)
+    assert batch.payload == lines(2, 3)
+    assert (report.lines, report.rewritten) == (3, 0)
+
+
+@pytest.mark.parametrize("content", [lines(9), lines(1)[:-1] + b" \n", lines(1, 7), b"", b"{}"])
+@pytest.mark.parametrize("name", ["events", "transcript"])
+async def test_rewritten_and_shortened_files_start_a_new_generation(
+    agent: Agent, content: bytes, name: str
+) -> None:
+    agent.write(f"{name}.jsonl", lines(1))
+    await agent.ship()
+    agent.write(f"{name}.jsonl", content, mtime_ms=MTIME + 5)
+    report = await agent.ship()
+    assert report.rewritten == 1
+    remembered = agent.remembered(name)
+    assert remembered is not None
+    assert remembered.generation == MTIME + 5
+    whole = content[: content.rfind(b"\n") + 1]
+    assert agent.generations(name).get(MTIME + 5, b"") == whole
+    assert {b.header.generation for b in agent.sent("tail", name)} <= {MTIME + 5}
+
+
+async def test_a_generation_is_above_the_last_one_even_if_the_file_looks_older(
+    agent: Agent,
+) -> None:
+    agent.write("transcript.jsonl", lines(1))
+    await agent.ship()
+    for number, mtime in enumerate((MTIME, MTIME - 9000, MTIME - 9000, MTIME + 7)):
+        agent.write("transcript.jsonl", lines(10 + number), mtime_ms=mtime)
+        await agent.ship()
+    expected = {0: 1, MTIME: 10, MTIME + 1: 11, MTIME + 2: 12, MTIME + 7: 13}
+    assert agent.generations("transcript") == {g: lines(s) for g, s in expected.items()}
+
+
+@pytest.mark.parametrize("mtime_ms", [-86_400_000, 0, 32_503_680_000_000])
+async def test_file_times_that_cannot_be_do_no_harm(agent: Agent, mtime_ms: int) -> None:
+    agent.write("transcript.jsonl", lines(1), mtime_ms=mtime_ms)
+    agent.write("metadata.json", b"{}", mtime_ms=mtime_ms)
+    await agent.ship()
+    agent.write("transcript.jsonl", lines(2), mtime_ms=mtime_ms)
+    report = await agent.ship(supersede=True)
+    assert report.failed == []
+    now = int(time.time() * 1000)
+    for batch in agent.queue:
+        check_time(batch.header, now)
+    generations = agent.generations("transcript")
+    assert generations[max(generations)] == lines(2)
+    assert max(generations) > 0
+
+
+async def test_a_lost_spool_starts_rewritable_streams_at_the_file_time(agent: Agent) -> None:
+    agent.write("transcript.jsonl", lines(1))
+    agent.write("events.jsonl", lines(2))
+    await agent.ship()
+    (agent.folder / "progress.db").unlink()
+    await agent.ship(lost=True)
+    assert agent.generations("transcript") == {0: lines(1), MTIME: lines(1)}
+    assert agent.generations("events") == {0: lines(2)}
+
+
+async def test_resending_repeats_the_generation_that_was_sent(agent: Agent) -> None:
+    agent.write("transcript.jsonl", lines(1))
+    agent.write("metadata.json", b"{}")
+    await agent.ship()
+    agent.write("transcript.jsonl", lines(2), mtime_ms=MTIME + 5)
+    await agent.ship()
+    before = len(agent.queue)
+    await agent.ship(resend=True)
+    again = [b.header for b in agent.queue[before:] if b.header.kind == "lines"]
+    assert {header.generation for header in again} == {MTIME + 5}
+    assert sum(header.length for header in again) == len(lines(2))
+    assert len(agent.sent("metadata")) == 2
+    agent.write("transcript.jsonl", lines(2) + lines(3), mtime_ms=MTIME + 9)
+    await agent.ship()
+    assert agent.generations("transcript") == {0: lines(1), MTIME + 5: lines(2) + lines(3)}
+
+
+async def test_resending_a_file_that_was_rewritten_is_a_new_generation(agent: Agent) -> None:
+    agent.write("transcript.jsonl", lines(1))
+    await agent.ship()
+    agent.write("transcript.jsonl", lines(2), mtime_ms=MTIME + 5)
+    await agent.ship(resend=True)
+    assert agent.generations("transcript") == {0: lines(1), MTIME + 5: lines(2)}
+
+
+async def test_superseding_sends_an_unchanged_file_as_a_new_generation(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    await agent.ship()
+    await agent.ship(supersede=True)
+    await agent.ship(supersede=True)
+    whole = lines(1)
+    assert agent.generations("events") == {0: whole, MTIME: whole, MTIME + 1: whole}
+
+
+# ------------------------------------------------------------ tails
+
+
+async def test_a_tail_is_sent_once_and_again_when_it_grew(agent: Agent) -> None:
+    for mtime, tail in enumerate((b'{"a', b'{"a', b'{"a":1')):
+        agent.write("events.jsonl", b"{}\n" + tail, mtime_ms=MTIME + mtime)
+        await agent.ship()
+    assert [b.payload for b in agent.sent("tail", "events")] == [b'{"a', b'{"a":1']
+    header = agent.sent("tail", "events")[0].header
+    assert (header.offset, header.start_sequence, header.line_count) == (3, 1, 0)
+    assert agent.generations("events") == {0: b"{}\n"}
+
+
+async def test_a_finished_tail_becomes_a_line(agent: Agent) -> None:
+    agent.write("events.jsonl", b'{}\n{"a')
+    await agent.ship()
+    agent.write("events.jsonl", b'{}\n{"a":1}\n', mtime_ms=MTIME + 1)
+    report = await agent.ship()
+    assert agent.generations("events") == {0: b'{}\n{"a":1}\n'}
+    assert (report.lines, report.tails, report.rewritten) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("after", [b"", b"x", b'{"b":1}\n', b'{"b'])
+async def test_a_tail_that_was_taken_back_is_a_rewrite(agent: Agent, after: bytes) -> None:
+    agent.write("events.jsonl", b'{}\n{"a')
+    await agent.ship()
+    agent.write("events.jsonl", b"{}\n" + after, mtime_ms=MTIME + 1)
+    report = await agent.ship()
+    assert report.rewritten == 1
+    whole = (b"{}\n" + after)[: (b"{}\n" + after).rfind(b"\n") + 1]
+    assert agent.generations("events")[MTIME + 1] == whole
+
+
+# ------------------------------------------------------------ metadata
+
+
+async def test_metadata_is_sent_whole_whenever_its_content_changed(agent: Agent) -> None:
+    contents = [b'{"name":"a"}', b'{"name":"a"}', b'{"name":"b"}', b"not json", b""]
+    for mtime, content in enumerate(contents):
+        agent.write("metadata.json", content, mtime_ms=MTIME + mtime)
+        await agent.ship()
+    sent = agent.sent("metadata")
+    assert [b.payload for b in sent] == [contents[0], *contents[2:]]
+    assert [b.header.revision for b in sent] == [(MTIME + n) * 10**6 for n in (0, 2, 3, 4)]
+
+
+# ------------------------------------------------------------ files that cannot be read
+
+
+@pytest.fixture
+def short_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 3000)
+    return
+
+
+@pytest.mark.usefixtures("short_lines")
+async def test_what_stands_before_an_over_long_line_is_shipped_once(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1) + b"x" * 9000 + b"\n" + lines(2))
+    agent.write("transcript.jsonl", lines(3))
+    report = await agent.ship()
+    (failure,) = report.failed
+    assert "events.jsonl: A line has over 3000 bytes." in failure
+    assert agent.generations("events") == {0: lines(1)}
+    assert agent.generations("transcript") == {0: lines(3)}
+    again = await agent.ship()
+    assert (len(again.failed), again.lines) == (1, 0)
+    agent.write("events.jsonl", lines(1) + b"{}\n", mtime_ms=MTIME + 1)
+    assert (await agent.ship()).failed == []
+    assert agent.generations("events") == {0: lines(1) + b"{}\n"}
+
+
+async def test_unreadable_and_vanished_files_are_named_and_stop_nothing(agent: Agent) -> None:
+    gone = agent.write("events.jsonl", lines(1))
+    agent.write("transcript.jsonl", lines(3))
+    strange = agent.write("metadata.json", b"{}")
+    sources = agent.sources()
+    gone.unlink()
+    strange.unlink()
+    strange.mkdir()
+    report = await agent.ship(sources=sources)
+    assert [failure.rpartition("/")[2] for failure in report.failed] == [
+        "metadata.json: Is a directory",
+        "events.jsonl: No such file or directory",
+    ]
+    assert agent.generations("transcript") == {0: lines(3)}
+    assert planned_bytes(sources) == len(lines(3)) + strange.stat().st_size
+
+
+async def test_a_file_that_grows_while_it_is_read_is_looked_at_again(agent: Agent) -> None:
+    path = agent.write("events.jsonl", lines(1))
+    grown = False
+
+    def grow(_done: int) -> None:
+        nonlocal grown
+        if not grown:
+            grown = True
+            with path.open("ab") as file:
+                file.write(lines(2))
+
+    await agent.ship(advance=grow)
+    await agent.ship()
+    assert agent.generations("events") == {0: lines(1) + lines(2)}
+
+
+# ------------------------------------------------------------ heartbeats
+
+
+async def test_each_run_ends_with_a_heartbeat_of_what_was_sent(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    await agent.ship()
+    await agent.ship()
+    first, second = agent.sent("heartbeat")
+    beats = [parse_heartbeat(b.header, orjson.loads(b.payload)) for b in (first, second)]
+    assert second.header.revision > first.header.revision
+    assert beats[0].run_id != beats[1].run_id
+    assert beats[0].machine == beats[1].machine
+    assert beats[1].ledger == {"files": 1, "lines": 60, "bytes": len(lines(1))}
