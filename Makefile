@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help setup demo test check format bench lock clean
+.PHONY: help setup demo test check format chaos bench lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
 	@echo "make test    run all tests"
 	@echo "make check   lint, format check, strict types"
+	@echo "make chaos   a hundred kills while a fleet is shipped"
 	@echo "make bench   measure; writes build/bench.json"
 	@echo "make setup   only make the virtual environment"
 	@echo "make format  format the code"
@@ -39,6 +40,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: $(READY)
+	$(BIN)/python -m pytest -m slow tests/chaos -s
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from sessionferry.archive import Archive
+from sessionferry.delivery import Message, Outcome
 from sessionferry.errors import UserError
-from sessionferry.ingest import Ingest, Message, Outcome
+from sessionferry.ingest import Ingest
 from sessionferry.settings import Settings
 from sessionferry.store.opening import open_store
 

@@ -8,48 +8,54 @@ files: a store, an archive and an inbox are handed in.
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import orjson
 
 from sessionferry import head_store, hosts, projection, quarantine
 from sessionferry.archive import Archive, batch_key, inbox_key, unattributed_key
 from sessionferry.batch import (
-    REPLAY_MARK,
     Batch,
     Header,
     Limits,
     check_time,
     decode,
-    lines_of,
     peek_key,
     utc_now,
 )
-from sessionferry.coverage import Coverage, Range
-from sessionferry.documents import Document, DocumentBuilder, Facts, Position
+from sessionferry.delivery import (
+    Chunk,
+    Handled,
+    Message,
+    Outcome,
+    Work,
+    chunks,
+    describe,
+    entries_of_pruned,
+    entry_of,
+    is_superseded,
+    note_tail,
+    possible_entries,
+    ruled_out,
+    same_batch,
+    sequences,
+    splits,
+    stale_entries,
+    was_lifted,
+)
+from sessionferry.documents import DocumentBuilder, Facts
 from sessionferry.errors import (
     ArchiveMismatch,
     BadBatch,
     BadClaim,
-    BadIdentity,
     FerryError,
     ItemChanged,
     PermanentError,
     TransientError,
 )
-from sessionferry.heads import (
-    Delivery,
-    Head,
-    Metadata,
-    StreamHead,
-    Tail,
-    merge,
-    must_not_exist,
-    would_split,
-)
-from sessionferry.identity import SessionKey, Stream, escape, session_folder
+from sessionferry.heads import Head, Metadata, merge
+from sessionferry.identity import SessionKey, escape, session_folder
 from sessionferry.retrying import retry
 from sessionferry.store import Store
 
@@ -67,76 +73,6 @@ _LOGGED = (
     *("kind", "session", "stream", "lines", "stored", "duplicate", "quarantined", "truncated"),
     "error",
 )
-_CHUNK_LINES = 1_000
-_CHUNK_BYTES = 8 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """What the queue delivers. Times in seconds since 1970."""
-
-    body: bytes
-    message_id: str = ""
-    content_encoding: str | None = None
-    enqueued_at: float | None = None
-    delivery_count: int = 1
-    locked_until: float | None = None
-
-    @property
-    def is_repeated(self) -> bool:
-        """Whether an earlier attempt at this message may have left something behind."""
-        return self.delivery_count > 1 or REPLAY_MARK in self.message_id
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one message, in numbers of lines; the canonical log line shows it."""
-
-    message_id: str
-    kind: str = ""
-    session: str = ""
-    stream: str | None = None
-    lines: int = 0
-    stored: int = 0
-    duplicate: int = 0
-    quarantined: int = 0
-    conflicts: int = 0
-    truncated: int = 0
-    superseded: int = 0
-    payload_bytes: int = 0
-    archived_bytes: int = 0
-    error: str | None = None
-
-
-class _Entry(NamedTuple):
-    """A quarantine entry that this delivery made, or may have made in an earlier attempt."""
-
-    sequence: int
-    id: str
-    conflict: bool = False
-
-
-@dataclass(slots=True)
-class _Handled:
-    """What one batch needs when the new head is known."""
-
-    message: Message
-    header: Header
-    archive_key: str
-    sequences: Range | None = None
-    entries: list[_Entry] = field(default_factory=list)
-    stored: list[Facts] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Session:
-    """One session's share of an invocation: its head as first read, and what to merge into it."""
-
-    first: Head
-    deliveries: list[Delivery] = field(default_factory=list)
-    metadata: list[Metadata] = field(default_factory=list)
-    handled: list[_Handled] = field(default_factory=list)
-    redelivered: bool = False
 
 
 class Ingest:
@@ -177,7 +113,7 @@ class Ingest:
     # ------------------------------------------------------------ invocation
 
     async def _together(self, messages: Sequence[Message]) -> list[Outcome]:
-        sessions: dict[SessionKey, _Session] = {}
+        sessions: dict[SessionKey, Work] = {}
         outcomes = [await self._handle(message, sessions) for message in messages]
         for session in sessions.values():
             await self._settle(session)
@@ -213,14 +149,14 @@ class Ingest:
     async def _forget_attempts(self, marker: str) -> None:
         await self._retry(lambda: self.store.delete_item("attempts", "attempts", marker))
 
-    async def _handle(self, message: Message, sessions: dict[SessionKey, _Session]) -> Outcome:
+    async def _handle(self, message: Message, sessions: dict[SessionKey, Work]) -> Outcome:
         try:
             self._check_lock(message)
             body, batch = await self._decode(message)
             if batch.header.kind == "heartbeat":
                 return await self._heartbeat(message, batch)
             return await self._session_batch(message, body, batch, sessions)
-        except (BadBatch, BadClaim, BadIdentity) as error:
+        except PermanentError as error:
             return await self._quarantine_whole(message, error)
 
     async def _decode(self, message: Message) -> tuple[bytes, Batch]:
@@ -230,7 +166,7 @@ class Ingest:
         if batch.header.claim is None:
             return message.body, batch
         body = await self._claimed(batch.header)
-        return body, _same_batch(batch.header, decode(body, limits=self.limits, claimed=True))
+        return body, same_batch(batch.header, decode(body, limits=self.limits, claimed=True))
 
     async def _claimed(self, header: Header) -> bytes:
         claim = header.claim
@@ -248,7 +184,7 @@ class Ingest:
     # ------------------------------------------------------------ batches
 
     async def _session_batch(
-        self, message: Message, body: bytes, batch: Batch, sessions: dict[SessionKey, _Session]
+        self, message: Message, body: bytes, batch: Batch, sessions: dict[SessionKey, Work]
     ) -> Outcome:
         header = batch.header
         builder = None
@@ -257,7 +193,7 @@ class Ingest:
             builder = DocumentBuilder(header, archive_key, utc_now())
         session = await self._session(header.key, sessions)
         session.redelivered |= message.is_repeated
-        if builder and header.line_count and _splits(session, header):
+        if builder and header.line_count and splits(session, header):
             raise BadBatch("The session's coverage is too fragmented to take another gap.")
         await self._write(message, lambda: self.archive.put(archive_key, body))
         outcome = Outcome(
@@ -272,15 +208,15 @@ class Ingest:
         if builder:
             await self._lines(message, batch, builder, session, outcome)
         elif header.kind == "tail":
-            _tail(message, batch, archive_key, session)
+            note_tail(message, batch, archive_key, session)
         else:
             await self._metadata(message, batch, archive_key, session, outcome)
         return outcome
 
-    async def _session(self, key: SessionKey, sessions: dict[SessionKey, _Session]) -> _Session:
+    async def _session(self, key: SessionKey, sessions: dict[SessionKey, Work]) -> Work:
         if key not in sessions:
             head = await self._retry(lambda: head_store.read_head(self.store, key))
-            sessions[key] = _Session(first=head.head)
+            sessions[key] = Work(first=head.head)
         return sessions[key]
 
     async def _lines(
@@ -288,27 +224,27 @@ class Ingest:
         message: Message,
         batch: Batch,
         builder: DocumentBuilder,
-        session: _Session,
+        session: Work,
         outcome: Outcome,
     ) -> None:
         header = batch.header
-        handled = _Handled(message, header, builder.archive_key, _sequences(header))
+        handled = Handled(message, header, builder.archive_key, sequences(header))
         session.handled.append(handled)
-        if _is_superseded(session.first, header):
+        if is_superseded(session.first, header):
             # R4: an earlier attempt, before the head ruled these lines out, may have written them.
-            handled.entries = _possible_entries(batch)
+            handled.entries = possible_entries(batch)
             outcome.superseded = header.line_count
-            session.deliveries.append(_delivery(builder.stream, handled, []))
+            session.deliveries.append(describe(builder.stream, handled, []))
             return
         if message.is_repeated:
-            handled.entries = _entries_of_pruned(batch, session.first.stream(builder.stream))
-        for chunk in _chunks(batch, builder, session.first):
+            handled.entries = entries_of_pruned(batch, session.first.stream(builder.stream))
+        for chunk in chunks(batch, builder, session.first):
             handled.stored += await self._store_chunk(chunk, builder, handled, outcome)
         outcome.truncated = sum(facts.truncated for facts in handled.stored)
-        session.deliveries.append(_delivery(builder.stream, handled, handled.entries))
+        session.deliveries.append(describe(builder.stream, handled, handled.entries))
 
     async def _store_chunk(
-        self, chunk: "_Chunk", builder: DocumentBuilder, handled: _Handled, outcome: Outcome
+        self, chunk: Chunk, builder: DocumentBuilder, handled: Handled, outcome: Outcome
     ) -> list[Facts]:
         """Create a chunk's documents and entries; return the facts of what is stored now."""
         header = handled.header
@@ -331,7 +267,7 @@ class Ingest:
                 )
         if entries:
             await self._write(handled.message, lambda: self.store.create_quarantined(entries))
-        handled.entries += [_entry(entry) for entry in entries]
+        handled.entries += [entry_of(entry) for entry in entries]
         outcome.stored += len(chunk.documents) - len(existing)
         outcome.conflicts += len(entries) - len(chunk.entries)
         outcome.duplicate += len(existing) - (len(entries) - len(chunk.entries))
@@ -343,12 +279,12 @@ class Ingest:
         message: Message,
         batch: Batch,
         archive_key: str,
-        session: _Session,
+        session: Work,
         outcome: Outcome,
     ) -> None:
         header = batch.header
         valid = projection.parse_metadata(batch.payload) is not None
-        session.handled.append(_Handled(message, header, archive_key))
+        session.handled.append(Handled(message, header, archive_key))
         session.metadata.append(
             Metadata(
                 revision=header.revision,
@@ -385,19 +321,19 @@ class Ingest:
 
     # ------------------------------------------------------------ the head and after
 
-    async def _settle(self, session: _Session) -> None:
+    async def _settle(self, session: Work) -> None:
         """Merge into the head (R7), repair what it rules out (R3, R4), project it (R9)."""
         key = session.first.key
         before: list[Head] = []
 
         def change(head: Head) -> Head:
             before[:] = [head]
-            if _was_lifted(session.first, head):
+            if was_lifted(session.first, head):
                 return head
             return merge(head, session.deliveries, session.metadata)
 
         head = await self._retry(lambda: head_store.change_head(self.store, key, change))
-        if _was_lifted(session.first, head):
+        if was_lifted(session.first, head):
             raise TransientError(_UNDELETED)
         for handled in session.handled:
             await self._repair(head, before[0], session, handled)
@@ -408,18 +344,18 @@ class Ingest:
         host_id = session.handled[-1].header.host_id if session.handled else ""
         await self._retry(lambda: projection.project(self.store, self.archive, head, host_id))
 
-    async def _repair(self, head: Head, before: Head, session: _Session, handled: _Handled) -> None:
+    async def _repair(self, head: Head, before: Head, session: Work, handled: Handled) -> None:
         """Delete what this delivery may have written although the head says it must not exist."""
         header, stream = handled.header, handled.header.stream
         if head.tombstone is not None:
             await self._remove(handled, head, lambda: self.archive.delete([handled.archive_key]))
         if stream is None or handled.sequences is None:
             return
-        wrong = _ruled_out(head, stream, header.generation, handled.sequences)
+        wrong = ruled_out(head, stream, header.generation, handled.sequences)
         if wrong:
             version = (header.key, stream, header.generation)
             await self._remove(handled, head, lambda: self.store.delete_lines(*version, wrong))
-        stale = _stale_entries(head, before, session, handled, wrong)
+        stale = stale_entries(head, before, session, handled, wrong)
         if stale:
             partition = header.key.partition_key
             await self._remove(
@@ -427,7 +363,7 @@ class Ingest:
             )
 
     async def _remove(
-        self, handled: _Handled, head: Head, work: Callable[[], Awaitable[None]]
+        self, handled: Handled, head: Head, work: Callable[[], Awaitable[None]]
     ) -> None:
         """Repair; within the lock under a tombstone, the one verdict that can be lifted."""
         if head.tombstone is not None:
@@ -508,160 +444,6 @@ class Ingest:
 
     async def _retry(self, work: Callable[[], Awaitable[Result]]) -> Result:
         return await retry(work, seconds=self._retry_seconds)
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Some of a batch's lines, made ready for one write."""
-
-    documents: list[Document] = field(default_factory=list)
-    entries: list[dict[str, object]] = field(default_factory=list)
-    positions: dict[int, int] = field(default_factory=dict)
-    size: int = 0
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.documents) >= _CHUNK_LINES or self.size >= _CHUNK_BYTES
-
-
-def _chunks(batch: Batch, builder: DocumentBuilder, head: Head) -> Iterator[_Chunk]:
-    header = batch.header
-    created_at = utc_now()
-    chunk = _Chunk()
-    for sequence, (offset, line) in enumerate(lines_of(batch.payload), header.start_sequence):
-        if must_not_exist(head, builder.stream, header.generation, sequence):
-            continue
-        built = builder.build(Position(sequence, offset), line)
-        if isinstance(built, Document):
-            chunk.documents.append(built)
-            chunk.positions[sequence] = offset
-            chunk.size += len(built.json)
-        else:
-            chunk.entries.append(
-                quarantine.rejected_line(header, built, builder.archive_key, created_at)
-            )
-        if chunk.is_full:
-            yield chunk
-            chunk = _Chunk()
-    if chunk.documents or chunk.entries:
-        yield chunk
-
-
-def _tail(message: Message, batch: Batch, archive_key: str, session: _Session) -> None:
-    header = batch.header
-    tail = Tail(
-        offset=header.offset,
-        length=header.length,
-        sequence=header.start_sequence,
-        sha256=hashlib.sha256(batch.payload).hexdigest(),
-        archive_key=archive_key,
-    )
-    stream: Stream = header.stream or "events"
-    session.handled.append(_Handled(message, header, archive_key))
-    session.deliveries.append(Delivery(stream, header.generation, tail=tail))
-
-
-def _same_batch(announced: Header, found: Batch) -> Batch:
-    """Check that an inbox object is the batch that its message announced."""
-    same = ("kind", "stream", "user_id", "project_slug", "session_id", "generation", "revision")
-    place = ("start_sequence", "line_count", "offset", "length", "format")
-    for name in (*same, *place):
-        if getattr(announced, name) != getattr(found.header, name):
-            raise BadClaim(f"The inbox object and its message differ in {name}.")
-    return found
-
-
-def _sequences(header: Header) -> Range | None:
-    if not header.line_count:
-        return None
-    return (header.start_sequence, header.start_sequence + header.line_count - 1)
-
-
-def _extent(header: Header) -> Range | None:
-    return (header.offset, header.offset + header.length - 1) if header.length else None
-
-
-def _splits(session: _Session, header: Header) -> bool:
-    head = session.first
-    first, last = _sequences(header) or (0, 0)
-    if header.stream is None or header.generation != head.stream(header.stream).generation:
-        return False
-    return would_split(head, header.stream, first, last, session.deliveries)
-
-
-def _is_superseded(head: Head, header: Header) -> bool:
-    if head.tombstone is not None or header.stream is None:
-        return True
-    return header.generation < head.stream(header.stream).generation
-
-
-def _ruled_out(head: Head, stream: Stream, generation: int, sequences: Range) -> Coverage:
-    state = head.stream(stream)
-    own = Coverage.of(sequences)
-    if head.tombstone is not None or generation < state.generation:
-        return own
-    return own & state.pruned if generation == state.generation else Coverage()
-
-
-def _entry(entry: dict[str, object]) -> _Entry:
-    conflict = entry["reason"] == quarantine.CONFLICT
-    return _Entry(int(str(entry["sequence"])), str(entry["id"]), conflict)
-
-
-def _was_lifted(first: Head, head: Head) -> bool:
-    """Whether the session was undeleted since it was first read: what was written may be gone."""
-    if head.tombstone is not None:
-        return False
-    return first.tombstone is not None or first.deletions != head.deletions
-
-
-def _possible_entries(batch: Batch) -> list[_Entry]:
-    """Name every quarantine entry that a delivery of this batch can make."""
-    header = batch.header
-    return [
-        _Entry(sequence, quarantine.line_entry_id(header, sequence, hashlib.sha256(line).digest()))
-        for sequence, (_, line) in enumerate(lines_of(batch.payload), header.start_sequence)
-    ]
-
-
-def _entries_of_pruned(batch: Batch, state: StreamHead) -> list[_Entry]:
-    """Name what an earlier attempt may have left of lines that are pruned by now (R4)."""
-    if not state.pruned or batch.header.generation != state.generation:
-        return []
-    return [entry for entry in _possible_entries(batch) if entry.sequence in state.pruned]
-
-
-def _stale_entries(
-    head: Head, before: Head, session: _Session, handled: _Handled, wrong: Coverage
-) -> list[str]:
-    """Name the entries that must go: of lines that are ruled out, or are stored by now (R2)."""
-    header = handled.header
-    state = head.stream(header.stream or "events")
-    stale = [
-        entry.id
-        for entry in handled.entries
-        if entry.sequence in wrong or (entry.sequence in state.stored and not entry.conflict)
-    ]
-    earlier = before.stream(header.stream or "events").quarantined
-    if session.redelivered or any(facts.sequence in earlier for facts in handled.stored):
-        stale += [
-            quarantine.line_entry_id(header, facts.sequence, facts.sha256)
-            for facts in handled.stored
-        ]
-    return stale
-
-
-def _delivery(stream: Stream, handled: _Handled, entries: Sequence[_Entry]) -> Delivery:
-    header = handled.header
-    return Delivery(
-        stream,
-        header.generation,
-        stored=handled.stored,
-        quarantined=[entry.sequence for entry in entries if not entry.conflict],
-        conflicts=[entry.sequence for entry in entries if entry.conflict],
-        sequences=handled.sequences,
-        extent=_extent(header),
-    )
 
 
 def _log(outcome: Outcome) -> None:

@@ -85,6 +85,20 @@ class BenchStack:
                 )
             await asyncio.sleep(0.1)
 
+    async def begun(self, receiver: ServiceBusReceiver) -> int:
+        """Return how many messages are done when the consumer has settled its first ones."""
+        until = time.monotonic() + SETTLE_SECONDS
+        first = await receiver.peek_messages(max_message_count=1, sequence_number=1)
+        while time.monotonic() < until:
+            now = await receiver.peek_messages(max_message_count=1, sequence_number=1)
+            if not now or not first:
+                break
+            done = (now[0].sequence_number or 0) - (first[0].sequence_number or 0)
+            if done:
+                return done
+            await asyncio.sleep(0.02)
+        raise Unsettled("The backlog was not seen while it was worked off.")
+
     async def check_lines(self, expected: int) -> None:
         """Compare the stored sums with what was sent; raises `Unsettled`."""
         store = await open_store(self.described.store)

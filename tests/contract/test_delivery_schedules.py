@@ -21,9 +21,9 @@ from sessionferry import head_store, heads, ingest, projection
 from sessionferry.archive import Archive
 from sessionferry.batch import Batch, decode, encode
 from sessionferry.coverage import Coverage
+from sessionferry.delivery import Message
 from sessionferry.errors import ItemChanged, TransientError, UserError
 from sessionferry.identity import SessionKey, Stream
-from sessionferry.ingest import Message
 from sessionferry.store.sql import SqlStore
 from support import schedules
 from support.schedules import (
@@ -622,17 +622,17 @@ async def _project_blindly(store: Any, archive: Any, head: Any, host_id: str) ->
 RULES: dict[str, tuple[Any, str, Any, Callable[[], Scenario]]] = {
     "R1 create, never overwrite": (MemoryStore, "create_lines", _overwrite, conflicting),
     "R1 count what is stored": (MemoryStore, "create_lines", _count_incoming, conflicting),
-    "R2 stored beats quarantined": (ingest, "_stale_entries", lambda *_: [], rolling),
+    "R2 stored beats quarantined": (ingest, "stale_entries", lambda *_: [], rolling),
     "R3 repair, generations": (ingest.Ingest, "_repair", _no_repair, rewritten),
     "R3 repair, deletion": (ingest.Ingest, "_repair", _no_repair, deleted),
     "R3 repair, pruning": (ingest.Ingest, "_repair", _no_repair, pruned),
     "R4 repair without writes": (ingest.Ingest, "_repair", _repair_own_writes_only, rewritten),
-    "R4 possible entries": (ingest, "_possible_entries", lambda _: [], rewritten),
+    "R4 possible entries": (ingest, "possible_entries", lambda _: [], rewritten),
     "R5 garbage": (heads, "_as_garbage", lambda *_: (), rewritten),
     "R7 confirm": (head_store, "change_head", _write_changes_only, deleted),
     "R7 conditional": (head_store, "change_head", _write_blindly, plain),
     "R9 project newer heads only": (projection, "project", _project_blindly, plain),
-    "undelete": (ingest, "_was_lifted", lambda *_: False, lifted),
+    "undelete": (ingest, "was_lifted", lambda *_: False, lifted),
 }
 
 

@@ -21,6 +21,7 @@ from sessionferry import deletion, head_store, heads, ingest
 from sessionferry.archive import Archive, ArchivedObject, inbox_key
 from sessionferry.batch import REPLAY_MARK, Batch, Claim, Header, encode, lines_of
 from sessionferry.coverage import Coverage
+from sessionferry.delivery import Message
 from sessionferry.documents import (
     PER_DELIVERY_KEYS,
     Document,
@@ -32,7 +33,7 @@ from sessionferry.documents import (
 )
 from sessionferry.errors import ArchiveMismatch, ItemChanged, TransientError, UserError
 from sessionferry.identity import STREAMS, SessionKey, Stream, session_folder
-from sessionferry.ingest import Ingest, Message
+from sessionferry.ingest import Ingest
 from sessionferry.store import Item, Page
 
 Result = TypeVar("Result")

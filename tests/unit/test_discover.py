@@ -217,3 +217,10 @@ def test_amplifiers_own_folder_is_the_default(
 )
 def test_slugs_are_those_of_amplifier(folder: str, name: str) -> None:
     assert slug(Path(folder)) == name
+
+
+def test_folders_too_deep_for_a_key_keep_names_of_their_own(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["some-long-folder-name"] * 60)
+    one, other = slug(deep / "a" / ("x" * 200)), slug(deep / "b" / ("x" * 200))
+    assert one != other
+    assert max(len(one), len(other)) < 300

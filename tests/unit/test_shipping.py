@@ -430,6 +430,15 @@ async def test_metadata_is_sent_whole_whenever_its_content_changed(agent: Agent)
     assert [b.header.revision for b in sent] == [(MTIME + n) * 10**6 for n in (0, 2, 3, 4)]
 
 
+async def test_metadata_with_an_older_time_wins_when_it_supersedes(agent: Agent) -> None:
+    agent.write("metadata.json", b'{"name":"new"}', mtime_ms=MTIME + 1)
+    await agent.ship()
+    agent.write("metadata.json", b'{"name":"old"}', mtime_ms=MTIME)
+    await agent.ship(supersede=True)
+    first, second = (batch.header.revision for batch in agent.sent("metadata"))
+    assert second > first
+
+
 # ------------------------------------------------------------ files that cannot be read
 
 

@@ -4,6 +4,7 @@ Amplifier keeps a session in a folder of its own; any other JSON Lines file is, 
 session with one transcript.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sessionferry.errors import UserError
-from sessionferry.identity import SessionKey, Stream
+from sessionferry.identity import MAX_PART_BYTES, SessionKey, Stream
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,11 @@ def _session_name(file: Path) -> str:
 def slug(folder: Path) -> str:
     """Name a folder as Amplifier does: `/srv/app/api` gives `-srv-app-api`."""
     name = re.sub(r"[/\\]", "-", _text(str(folder))).replace(":", "")
-    return name if name.startswith("-") else f"-{name}"
+    name = name if name.startswith("-") else f"-{name}"
+    if len(name.encode()) <= MAX_PART_BYTES:
+        return name
+    # Names of this length are rare; their end tells them apart best, and the digest for certain.
+    return f"-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-200:]}"
 
 
 def _text(name: str) -> str:

@@ -214,12 +214,14 @@ class Shipper:
         state = os.fstat(file.fileno())
         payload = file.read()
         sha256 = hashlib.sha256(payload).hexdigest()
-        known = None if self._resend else self._progress.get(source.key, source.role)
+        known = None if self._anew else self._progress.get(source.key, source.role)
         self._advance(len(payload))
         if known is not None and known.prefix_sha256 == sha256:
             self.report.unchanged += 1
             return
-        template = self._template(source, revision=_file_time(state))
+        # A file put back with its old time would lose against what is stored: now is later.
+        revision = time.time_ns() if self._supersede else _file_time(state)
+        template = self._template(source, revision=revision)
         await self._send(pack_whole(template, payload))
         self.report.bytes += len(payload)
         self._remember(source, Shipped(0, len(payload), 0, sha256, "", state.st_size, _mark(state)))

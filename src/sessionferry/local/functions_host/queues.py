@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _RECEIVE_WAIT: Final = 30.0  # seconds per receive; stopping does not wait for it
 # Seconds that the client waits for a frame. It waits once in vain when messages are completed at
 # the same time: with its default, 0.2, that is as long as taking them in.
-_SOCKET_WAIT: Final = 0.02
+_SOCKET_WAIT: Final = 0.05
 _FIRST_PAUSE: Final = 0.25  # seconds before the first reconnect; doubled each time
 _LONGEST_PAUSE: Final = 5.0  # seconds
 
