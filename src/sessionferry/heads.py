@@ -114,6 +114,9 @@ class StreamHead(_Model):
         return self.range_count + sum(len(coverage.ranges) for coverage in known)
 
 
+_EMPTY = StreamHead()
+
+
 class Metadata(_Model):
     """The newest metadata file of the session: the higher (revision, hash) wins."""
 
@@ -170,7 +173,7 @@ class Head(_Model):
 
     def stream(self, name: Stream) -> StreamHead:
         """Return a stream's state; an empty one if nothing has arrived yet."""
-        return self.streams.get(name) or StreamHead()
+        return self.streams.get(name) or _EMPTY
 
     def to_document(self) -> dict[str, Any]:
         """Render as the document `head` of the session's partition."""

@@ -76,7 +76,16 @@ def render(
     if len(orjson.dumps(document)) > truncation.MAX_DOCUMENT_BYTES:
         kept = {name: fields[name] for name in KEPT_METADATA if _is_small(fields.get(name))}
         document = _lay_over(kept, ours) | {"data_truncated": True}
+        document["payload_ref"] = _reference(newest)
     return document
+
+
+def _reference(newest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Say where the whole metadata file lies, as `archive.hydrate` reads it."""
+    if newest is None:
+        return None
+    place = {name: newest[name] for name in ("archive_key", "length", "sha256")}
+    return {**place, "offset": 0}
 
 
 def _entry(head: Head) -> dict[str, Any]:

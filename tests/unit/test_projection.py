@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessionferry.archive import Archive, batch_key
+from sessionferry.archive import Archive, batch_key, hydrate
 from sessionferry.batch import encode
 from sessionferry.coverage import Coverage
 from sessionferry.documents import COSMOS_KEYS, Facts
@@ -259,6 +259,7 @@ async def test_metadata_over_1_9_mb_is_cut_to_what_people_search_for(archive: Ar
     assert found["name"] == "n"
     assert not {"config", "description"} & found.keys()
     assert len(orjson.dumps(found)) < 10_000
+    assert await hydrate(archive, found) == orjson.dumps(fields)
 
 
 async def test_metadata_that_is_broken_or_gone_shows_no_fields(archive: Archive) -> None:
