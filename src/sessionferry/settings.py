@@ -49,7 +49,6 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("ServiceBusConnection__fullyQualifiedNamespace"),
         description="Service Bus namespace, reached with an Entra identity.",
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @classmethod
     def read(cls, **given: object) -> "Settings":

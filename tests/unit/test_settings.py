@@ -49,7 +49,6 @@ def message_of(error: pytest.ExceptionInfo[UserError]) -> str:
         ("FERRY_STORE", "store", SecretStr("sqlite://")),
         ("FERRY_ARCHIVE", "archive", "file:///a"),
         ("FERRY_INBOX", "inbox", "file:///i"),
-        ("FERRY_LOG_LEVEL", "log_level", "DEBUG"),
         ("ServiceBusConnection", "connection", SecretStr(CONNECTION)),
         ("ServiceBusConnection__fullyQualifiedNamespace", "namespace", "x.servicebus.windows.net"),
     ],
