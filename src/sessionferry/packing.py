@@ -166,9 +166,4 @@ def pieces(block: bytes) -> Iterator[bytes]:
 
 def count_lines(piece: bytes) -> int:
     """Count the non-blank lines of a piece whose lines are all terminated."""
-    if piece[:1].isspace() or any(sign in piece for sign in _MAYBE_BLANK):
-        return sum(not is_blank(line) for line in piece.split(b"\n"))
-    return piece.count(b"\n")
-
-
-_MAYBE_BLANK = (b"\n\n", b"\n ", b"\n\r", b"\n\t", b"\n\x0b", b"\n\x0c")
+    return sum(not is_blank(line) for line in piece.split(b"\n"))
