@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_it_stops_in_good_order_and_goes_on_where_it_ended(stack: RunningStack) 
         ferry.wait("--bytes")
         assert stack.stop(signal.SIGTERM)[0] == 0
     assert stack.orphans() == []
+
+
+def test_a_remembered_port_that_is_taken_gives_way_to_a_free_one(stack: RunningStack) -> None:
+    with stack:
+        port = stack.described.port
+    with socket.create_server(("127.0.0.1", port)), stack:
+        assert stack.described.port != port
 
 
 def test_nothing_outlives_a_supervisor_that_was_killed(stack: RunningStack) -> None:

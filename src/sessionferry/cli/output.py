@@ -47,7 +47,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for at, name in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[at]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        # The first column names the row: an id that is folded cannot be copied.
+        table.add_column(
+            name, justify="right" if numeric else "left", overflow="fold", no_wrap=at == 0
+        )
     for row in rows:
         table.add_row(*(number(cell) if _is_number(cell) else str(cell) for cell in row))
     console = Console(highlight=False, soft_wrap=False)

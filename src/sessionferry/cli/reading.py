@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -258,7 +259,7 @@ def _session_row(document: dict[str, Any]) -> tuple[object, ...]:
         (document["last_time"] or "-")[:19].replace("T", " "),
         document["event_count"],
         document["message_count"],
-        document["cost_usd"],
+        f"{Decimal(document['cost_usd']):.4f}",
     )
 
 

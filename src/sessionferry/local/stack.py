@@ -95,6 +95,7 @@ class Stack:
     def __init__(self, settings: Settings, *, port: int = 0) -> None:
         self.data = settings.data.absolute()
         self._settings = settings
+        self._asked_port = port
         self._port = port
         self._lock: TextIO | None = None
         self._broker: Child | None = None
@@ -105,15 +106,27 @@ class Stack:
     async def start(self) -> LocalStack:
         """Start both processes; returns once messages can be sent and are taken in."""
         await asyncio.to_thread(self._prepare)
-        self._broker = Child("broker", self._broker_command())
-        ready = await self._broker.start(self.data / "logs")
-        self._port = int(ready["port"])
+        self._broker = await self._started_broker()
         described = self._describe()
         self._host = Child("functions-host", _host_command(self.data), _environment(described))
         await self._host.start(self.data / "logs")
         await asyncio.to_thread(described.write, self.data)
         self.described = described
         return described
+
+    async def _started_broker(self) -> Child:
+        broker = Child("broker", self._broker_command())
+        try:
+            ready = await broker.start(self.data / "logs")
+        except TransientError:
+            if self._port == self._asked_port:
+                raise
+            # The remembered port is taken by now; commands read the new one from local.json.
+            self._port = 0
+            broker = Child("broker", self._broker_command())
+            ready = await broker.start(self.data / "logs")
+        self._port = int(ready["port"])
+        return broker
 
     async def supervise(self) -> None:
         """Restart what ends, with growing waits, until cancelled."""
