@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 PROPERTY_ROOM = 2 * 1024
 """Bytes of a message left for its properties: Service Bus counts them towards its limit."""
+CLOSE_SECONDS = 5.0
+"""How long a queue that no longer answers may hold up the closing of a link."""
 MOST_PENDING = 500
 """Batches held back to be sent together, however small they are."""
 
@@ -115,10 +117,15 @@ class Publisher:
 
     async def close(self) -> None:
         """Close the link; batches that were not flushed are not sent."""
-        for part in (self._sender, self._client, self._credential):
-            if part is not None:
-                await part.close()
+        parts = (self._sender, self._client, self._credential)
         self._sender = self._client = self._credential = None
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for part in parts:
+                    if part is not None:
+                        await part.close()
+        except TimeoutError:
+            log.debug("the queue did not answer while the link was closed")
 
     # ------------------------------------------------------------ link
 
@@ -172,7 +179,6 @@ class Publisher:
             await self.close()
         except (AzureError, OSError, asyncio.CancelledError) as error:
             log.debug("closing a broken link failed", extra={"error": _brief(error)})
-            self._sender = self._client = self._credential = None
 
     # ------------------------------------------------------------ messages
 

@@ -1,5 +1,6 @@
 """Retries: jittered waits, as long as the fault may pass and the time allows."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -42,7 +43,14 @@ async def retry(
 
     # tenacity does not await what a lambda returns, only what a coroutine function does.
     async def attempt() -> Result:
-        return await work()
+        try:
+            return await work()
+        except Exception:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # A library turned our cancellation into an error of its own.
+                raise asyncio.CancelledError from None
+            raise
 
     return await attempts(attempt)
 

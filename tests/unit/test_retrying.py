@@ -1,5 +1,6 @@
 """Retries end at once for what never works, and in time for the rest."""
 
+import asyncio
 import time
 
 import pytest
@@ -47,3 +48,22 @@ async def test_a_throttled_call_waits_as_long_as_it_was_told() -> None:
     started = time.monotonic()
     assert await retry(Work(ThrottledError(retry_after=0.15)), seconds=5, first=0.001) == "done"
     assert time.monotonic() - started >= 0.15
+
+
+async def test_a_cancellation_that_a_library_swallows_still_ends_the_retries() -> None:
+    attempts = 0
+
+    async def swallows() -> None:
+        nonlocal attempts
+        attempts += 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise TransientError("closed") from None
+
+    task = asyncio.create_task(retry(swallows, seconds=60))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert attempts == 1
