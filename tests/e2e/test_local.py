@@ -5,9 +5,15 @@ import signal
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.stack import RunningStack, ended, wait_for
+
+
+def has_connected(pid: int, port: int) -> bool:
+    found = psutil.Process(pid).net_connections("tcp")
+    return any(connection.raddr and connection.raddr.port == port for connection in found)
 
 
 def write(home: Path, lines: int) -> Path:
@@ -97,7 +103,8 @@ def test_ctrl_c_stops_a_command_quietly(stack: RunningStack, tmp_path: Path) -> 
             write(ferry.home, 5)
             log = tmp_path / "ship.log"
             with ended(ferry.start("ship", stderr=log)) as shipping:
-                assert not wait_for(lambda: shipping.poll() is not None, 3)
+                # Not before it waits for the queue: Python may lose a signal while it imports.
+                assert wait_for(lambda: has_connected(shipping.pid, stack.described.port), 30)
                 shipping.send_signal(signal.SIGINT)
                 assert shipping.wait(timeout=20) == 130
             assert "Traceback" not in log.read_text()
