@@ -17,8 +17,14 @@ BLOCK_BYTES = 64 * 1024
 """Lines are compressed in blocks of about this size; shorter ones fill messages better."""
 RAW_BYTES = 15 * 1024 * 1024
 """Most source bytes in one message: below the consumer's bound of 16 MiB."""
+WINDOW_LOG = 23
+"""zstd looks back over 2^23 bytes: a raw request repeats the one before, up to megabytes earlier.
+Half of what the consumer allows."""
 
 _MAX_LINES = Limits().lines
+_ZSTD = zstandard.ZstdCompressionParameters.from_level(
+    ZSTD_LEVEL, window_log=WINDOW_LOG, write_content_size=False
+)
 # RFC 8878, 3.1.1.2: an empty, raw, last block. After a flushed block it ends a frame.
 _EMPTY_LAST_BLOCK = b"\x01\x00\x00"
 
@@ -51,9 +57,7 @@ class _Open:
     lines: int = 0
     sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     compressor: "zstandard.ZstdCompressionObj" = field(
-        default_factory=lambda: zstandard.ZstdCompressor(
-            level=ZSTD_LEVEL, write_content_size=False
-        ).compressobj()
+        default_factory=lambda: zstandard.ZstdCompressor(compression_params=_ZSTD).compressobj()
     )
 
 

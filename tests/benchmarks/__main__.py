@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tests.benchmarks import backlog, broker, core, fleets, packing, path
+from tests.benchmarks import backlog, broker, core, fleets, packing, path, wire
 from tests.benchmarks.figures import Figure, Unsettled, show, write
 
 OUTPUT = Path("build/bench.json")
@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     raw_mb: int = 100
     small_mb: int = 20
     memory_mb: int = 300
+    long_mb: int = 200
     core_runs: int = 5
     path_runs: int = 3
     path_sample: int = 800
@@ -32,7 +33,7 @@ class Plan(NamedTuple):
     backlog_runs: int = 2
 
 
-QUICK = Plan(40, 6, 80, core_runs=3, path_runs=1, path_sample=300, backlog=80, backlog_runs=1)
+QUICK = Plan(40, 6, 80, 130, core_runs=3, path_runs=1, path_sample=300, backlog=80, backlog_runs=1)
 
 
 def main() -> int:
@@ -74,6 +75,10 @@ class Fleets:
     def memory(self) -> Path:
         return self._fleet("memory", self._plan.memory_mb, raw=True)
 
+    def long(self) -> Path:
+        folder = self._folder / "long"
+        return folder if folder.exists() else fleets.long_sessions(folder, self._plan.long_mb)
+
     def _fleet(self, name: str, megabytes: int, *, raw: bool) -> Path:
         folder = self._folder / name
         return folder if folder.exists() else fleets.fleet(folder, megabytes, raw=raw)
@@ -87,6 +92,10 @@ def _core(made: Fleets, plan: Plan) -> Iterator[Figure]:
 def _packing(made: Fleets, plan: Plan) -> Iterator[Figure]:
     yield from packing.measure(made.raw(), "", plan.path_runs)
     yield from packing.measure(made.small(), "_small_lines", plan.path_runs)
+
+
+def _wire(made: Fleets, _plan: Plan) -> Iterator[Figure]:
+    yield from wire.measure(made.long())
 
 
 def _path(made: Fleets, plan: Plan) -> Iterator[Figure]:
@@ -109,6 +118,7 @@ def _memory(made: Fleets, _plan: Plan) -> Iterator[Figure]:
 _PARTS = {
     "core": _core,
     "packing": _packing,
+    "wire": _wire,
     "path": _path,
     "broker": _broker,
     "backlog": _backlog,

@@ -20,6 +20,13 @@ def fleet(folder: Path, megabytes: int, *, raw: bool) -> Path:
     return folder
 
 
+def long_sessions(folder: Path, megabytes: int) -> Path:
+    """Write raw sessions of up to 75 MB, as long as the largest of the logs that were measured."""
+    plan = FleetPlan(machines=1, turns=34, target_bytes=megabytes * 1_000_000, hostile=False)
+    simulate(folder, plan)
+    return folder
+
+
 def streams(folder: Path) -> list[Source]:
     """The files that hold lines."""
     return [source for source in discover([folder], "mara", None) if source.stream]
@@ -41,11 +48,16 @@ def header_of(source: Source) -> Header:
 def packed(folder: Path) -> Iterator[Packed]:
     """Every batch of a fleet, packed as the agent does."""
     for source in streams(folder):
-        packer = Packer(header_of(source), LINK_LIMIT)
-        with source.path.open("rb") as file:
-            for block in Blocks(file):
-                yield from packer.add(block)
-        yield from packer.flush()
+        yield from packed_file(source)
+
+
+def packed_file(source: Source) -> Iterator[Packed]:
+    """Every batch of one file."""
+    packer = Packer(header_of(source), LINK_LIMIT)
+    with source.path.open("rb") as file:
+        for block in Blocks(file):
+            yield from packer.add(block)
+    yield from packer.flush()
 
 
 def lines(folder: Path) -> list[bytes]:
