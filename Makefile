@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help setup demo test check format chaos bench lock clean
+.PHONY: help setup demo test check format chaos bench containers lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   lint, format check, strict types"
 	@echo "make chaos   a hundred kills while a fleet is shipped"
 	@echo "make bench   measure; writes build/bench.json"
+	@echo "make containers  render the Cosmos DB containers for infra/"
 	@echo "make setup   only make the virtual environment"
 	@echo "make format  format the code"
 	@echo "make lock    renew the pinned dependencies"
@@ -46,6 +47,9 @@ chaos: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
+
+containers: $(READY)
+	$(BIN)/python -m sessionferry.store.cosmos.containers > infra/cosmos-containers.json
 
 # requirements.txt is what the Function App installs: exactly the dependencies of pyproject.toml.
 lock: $(READY)
