@@ -15,7 +15,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple
+from functools import cached_property
+from itertools import islice
+from typing import Annotated, Any, Literal
 
 import orjson
 import zstandard
@@ -41,7 +43,11 @@ REPLAY_MARK = ".r"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 256 * 1024
+_SPACE = 0x20
 _GZIP_INPUT = 16 * 1024
+
+Span = tuple[int, int]
+"""Start and end of a line in a payload."""
 
 _Part = Annotated[str, Field(min_length=1, max_length=1024)]
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -113,24 +119,54 @@ class Header(BaseModel):
         return orjson.dumps(self.model_dump(exclude_none=True))
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """A header and the source bytes it describes."""
 
     header: Header
     payload: bytes
 
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Where the non-blank lines stand; a header that announces too few gets one more."""
+        return list(islice(line_spans(self.payload), self.header.line_count + 1))
+
+    @cached_property
+    def line_hashes(self) -> list[bytes]:
+        """The SHA-256 of each of these lines."""
+        view = memoryview(self.payload)
+        return [hashlib.sha256(view[start:end]).digest() for start, end in self.spans]
+
+    def lines(self) -> Iterator[tuple[int, int, bytes, bytes]]:
+        """Yield (sequence, offset, line, SHA-256) for each of these lines."""
+        sequence = self.header.start_sequence
+        for (start, end), sha256 in zip(self.spans, self.line_hashes, strict=True):
+            yield sequence, start, self.payload[start:end], sha256
+            sequence += 1
+
     @property
     def id(self) -> str:
-        """SHA-256 over identity, kind, version, position and bytes: same content, same id."""
-        return batch_id(self.header, hashlib.sha256(self.payload).hexdigest())
+        """SHA-256 over identity, kind, version, position and bytes: same content, same id.
+
+        Where lines are, their hashes stand for them: each byte is hashed once.
+        """
+        if self.header.kind != "lines":
+            return batch_id(self.header, hashlib.sha256(self.payload).hexdigest())
+        rest = hashlib.sha256()
+        at = 0
+        for (start, end), sha256 in zip(self.spans, self.line_hashes, strict=True):
+            rest.update(self.payload[at:start] + sha256)
+            at = end
+        rest.update(self.payload[at:])
+        return batch_id(self.header, rest.hexdigest())
 
 
-def batch_id(header: Header, payload_sha256: str) -> str:
-    """Hash what identifies a batch; also the default `message_id`. 64 hex characters."""
+def batch_id(header: Header, content_sha256: str) -> str:
+    """Hash what identifies a batch, its content by a hash. 64 hex characters."""
     identity = [
         *(header.user_id, header.project_slug, header.session_id, header.kind, header.stream),
         *(header.generation, header.revision, header.start_sequence, header.offset),
-        payload_sha256,
+        content_sha256,
     ]
     if header.kind == "heartbeat":
         identity.append(header.host_id)
@@ -236,7 +272,7 @@ def _refuse_unknown(fields: dict[str, Any]) -> None:
 
 
 def _check(batch: Batch, bounds: Limits) -> None:
-    header, payload = batch
+    header, payload = batch.header, batch.payload
     if header.claim is not None:
         if payload:
             raise BadBatch("A message with a claim carries no payload of its own.")
@@ -248,31 +284,38 @@ def _check(batch: Batch, bounds: Limits) -> None:
     if header.kind == "tail" and (not payload or b"\n" in payload):
         raise BadBatch("A tail is one unterminated line: not empty, and without a newline.")
     if header.kind == "lines":
-        _check_lines(header, payload, bounds)
+        _check_lines(batch, bounds)
 
 
-def _check_lines(header: Header, payload: bytes, bounds: Limits) -> None:
+def _check_lines(batch: Batch, bounds: Limits) -> None:
+    header, payload = batch.header, batch.payload
     if payload and not payload.endswith(b"\n"):
         raise BadBatch("The last line is not terminated; send it as a tail.")
-    count = sum(1 for _ in lines_of(payload))
-    if count != header.line_count:
-        raise BadBatch(f"The header says {header.line_count} lines, there are {count}.")
-    if count > bounds.lines:
-        raise BatchTooLarge(f"{count} lines; at most {bounds.lines} are allowed.")
-    if header.start_sequence + count > MAX_SEQUENCE:
+    if header.line_count > bounds.lines:
+        raise BatchTooLarge(f"{header.line_count} lines; at most {bounds.lines} are allowed.")
+    if len(batch.spans) != header.line_count:
+        found = sum(1 for _ in line_spans(payload))
+        raise BadBatch(f"The header says {header.line_count} lines, there are {found}.")
+    if header.start_sequence + header.line_count > MAX_SEQUENCE:
         raise BadBatch(f"Sequences must stay below {MAX_SEQUENCE}.")
 
 
 def lines_of(payload: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, line) for each non-blank line, without its newline, one copy at a time."""
+    for start, end in line_spans(payload):
+        yield start, payload[start:end]
+
+
+def line_spans(payload: bytes) -> Iterator[Span]:
+    """Yield (start, end) of each non-blank line, without its newline."""
     start = 0
     while start < len(payload):
         end = payload.find(b"\n", start)
         if end < 0:
             end = len(payload)
-        line = payload[start:end]
-        if not is_blank(line):
-            yield start, line
+        # White space is at most 32: most lines need no second look.
+        if payload[start] > _SPACE or not is_blank(payload[start:end]):
+            yield start, end
         start = end + 1
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sessionferry import quarantine
-from sessionferry.batch import REPLAY_MARK, Batch, Header, lines_of, utc_now
+from sessionferry.batch import REPLAY_MARK, Batch, Header, utc_now
 from sessionferry.coverage import Coverage, Range
 from sessionferry.documents import Document, DocumentBuilder, Facts, Position
 from sessionferry.errors import BadClaim
@@ -117,10 +117,10 @@ def chunks(batch: Batch, builder: DocumentBuilder, head: Head) -> Iterator[Chunk
     header = batch.header
     created_at = utc_now()
     chunk = Chunk()
-    for sequence, (offset, line) in enumerate(lines_of(batch.payload), header.start_sequence):
+    for sequence, offset, line, sha256 in batch.lines():
         if must_not_exist(head, builder.stream, header.generation, sequence):
             continue
-        built = builder.build(Position(sequence, offset), line)
+        built = builder.build(Position(sequence, offset), line, sha256)
         if isinstance(built, Document):
             chunk.documents.append(built)
             chunk.positions[sequence] = offset
@@ -208,8 +208,8 @@ def possible_entries(batch: Batch) -> list[Entry]:
     """Name every quarantine entry that a delivery of this batch can make."""
     header = batch.header
     return [
-        Entry(sequence, quarantine.line_entry_id(header, sequence, hashlib.sha256(line).digest()))
-        for sequence, (_, line) in enumerate(lines_of(batch.payload), header.start_sequence)
+        Entry(sequence, quarantine.line_entry_id(header, sequence, sha256))
+        for sequence, sha256 in enumerate(batch.line_hashes, header.start_sequence)
     ]
 
 

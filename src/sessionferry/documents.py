@@ -9,7 +9,6 @@ never obeyed. What is built depends on the line and its place alone, except for 
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -77,8 +76,7 @@ class Rejected(NamedTuple):
     preview: str
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """Where a line stands: its sequence, and its first byte's place in the batch's payload."""
 
     sequence: int
@@ -112,9 +110,14 @@ class DocumentBuilder:
         self._shared_with_session = b"," + common[1:]
         self._shared = b',"session_id":' + orjson.dumps(key.session_id) + self._shared_with_session
 
-    def build(self, position: Position, line: bytes) -> Document | Rejected:
-        """Turn one line (without its newline) into a document, or say why that cannot be."""
-        sha256 = hashlib.sha256(line).digest()
+    def build(
+        self, position: Position, line: bytes, sha256: bytes | None = None
+    ) -> Document | Rejected:
+        """Turn one line (without its newline) into a document, or say why that cannot be.
+
+        `sha256` is the line's, if it is known already.
+        """
+        sha256 = sha256 or hashlib.sha256(line).digest()
         if len(line) > truncation.MAX_PARSED_BYTES:
             return self._unparsed(position, line, sha256)
         try:

@@ -34,7 +34,8 @@ class Packed(NamedTuple):
 
     header: Header
     compressed: bytes
-    payload_sha256: str
+    sha256: str
+    """Of the file up to the batch's end; of the payload where that is the whole."""
 
 
 class Place(NamedTuple):
@@ -55,20 +56,30 @@ class _Open:
     frame: bytearray = field(default_factory=bytearray)
     length: int = 0
     lines: int = 0
-    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     compressor: "zstandard.ZstdCompressionObj" = field(
         default_factory=lambda: zstandard.ZstdCompressor(compression_params=_ZSTD).compressobj()
     )
 
 
 class Packer:
-    """Packs one stream's blocks into batches of at most `limit` compressed bytes."""
+    """Packs one stream's blocks into batches of at most `limit` compressed bytes.
 
-    def __init__(self, template: Header, limit: int, place: Place = START) -> None:
+    `digest` is the SHA-256 of everything that was packed; one that has seen the file up to `place`
+    can be handed in.
+    """
+
+    def __init__(
+        self,
+        template: Header,
+        limit: int,
+        place: Place = START,
+        digest: "hashlib._Hash | None" = None,
+    ) -> None:
         self._template = template
         # The header's own frame: short, but with room for long identities.
         self._limit = limit - len(compress(template.to_json(), "zstd")) - 512
         self._open = _Open(place)
+        self.digest = digest or hashlib.sha256()
 
     @property
     def place(self) -> Place:
@@ -94,7 +105,7 @@ class Packer:
         self._open = _Open(self.place)
         if done.length:
             frame = bytes(done.frame) + _EMPTY_LAST_BLOCK
-            yield Packed(self._header(done), frame, done.sha256.hexdigest())
+            yield Packed(self._header(done), frame, self.digest.hexdigest())
 
     def _is_past_bounds(self, length: int, lines: int) -> bool:
         done = self._open
@@ -112,15 +123,15 @@ class Packer:
         if len(done.frame) + len(added) > self._limit:
             return False
         done.frame += added
-        done.sha256.update(piece)
+        self.digest.update(piece)
         done.length += len(piece)
         done.lines += lines
         return True
 
     def _alone(self, piece: bytes, lines: int) -> Iterator[Packed]:
         alone = _Open(self._open.start, length=len(piece), lines=lines)
-        digest = hashlib.sha256(piece).hexdigest()
-        yield Packed(self._header(alone), compress(piece, "zstd"), digest)
+        self.digest.update(piece)
+        yield Packed(self._header(alone), compress(piece, "zstd"), self.digest.hexdigest())
         self._open = _Open(Place(alone.start.offset + len(piece), alone.start.sequence + lines))
 
     def _header(self, done: _Open) -> Header:

@@ -189,7 +189,7 @@ class Publisher:
         if len(body) > self.limit or header.length > RAW_BYTES:
             header = await self._claim(header, body)
             body = encode_parts(header, b"")
-        message_id = batch_id(header, packed.payload_sha256)
+        message_id = batch_id(header, packed.sha256)
         if self._resend:
             message_id += REPLAY_MARK + secrets.token_hex(8)
         properties: dict[str | bytes, PrimitiveTypes] = {"content_encoding": "zstd"}

@@ -108,8 +108,10 @@ def count_file(file: BinaryIO, state: StreamHead) -> _Counted:
     """Count a file's lines; digest those whose sequence the head counts as stored."""
     counted = _Counted()
     blocks = Blocks(file)
+    digest = hashlib.sha256()
     total = 0
     for block in blocks:
+        digest.update(block)
         for _, line in lines_of(block):
             if counted.lines in state.stored:
                 total += line_digest(counted.lines, hashlib.sha256(line).digest())
@@ -117,8 +119,8 @@ def count_file(file: BinaryIO, state: StreamHead) -> _Counted:
         counted.size += len(block)
     counted.rest = blocks.rest
     counted.size += len(blocks.rest)
-    blocks.digest.update(blocks.rest)
-    counted.sha256 = blocks.digest.hexdigest()
+    digest.update(blocks.rest)
+    counted.sha256 = digest.hexdigest()
     counted.digest = add_digest(_NO_DIGEST, total)
     return counted
 

@@ -72,8 +72,8 @@ def _delivery(batch: Batch) -> Delivery:
     header = batch.header
     builder = DocumentBuilder(header, batch_key(header, batch.id), utc_now())
     facts: list[Facts] = []
-    for sequence, (offset, line) in enumerate(lines_of(batch.payload), header.start_sequence):
-        built = builder.build(Position(sequence, offset), line)
+    for sequence, offset, line, sha256 in batch.lines():
+        built = builder.build(Position(sequence, offset), line, sha256)
         if isinstance(built, Document):
             facts.append(built.facts)
     return Delivery(

@@ -15,6 +15,7 @@ from tests.benchmarks.figures import Unsettled
 
 from sessionferry.local.stack import Child, Stack
 from sessionferry.settings import Endpoints, LocalStack, Settings, endpoints
+from sessionferry.store import Store
 from sessionferry.store.opening import open_store
 
 SETTLE_SECONDS = 180.0
@@ -85,6 +86,18 @@ class BenchStack:
                 )
             await asyncio.sleep(0.1)
 
+    async def until_stored(self, expected: int) -> None:
+        """Return when so many lines are accounted for; raises `Unsettled`.
+
+        It looks into the store: the queue's client takes a good part of a core to wait.
+        """
+        until = time.monotonic() + SETTLE_SECONDS
+        async with await open_store(self.described.store) as store:
+            while (found := await _accounted(store)) != expected:
+                if time.monotonic() > until:
+                    raise Unsettled(f"{expected:,} lines were sent, {found:,} are accounted for.")
+                await asyncio.sleep(0.02)
+
     async def begun(self, receiver: ServiceBusReceiver) -> int:
         """Return how many messages are done when the consumer has settled its first ones."""
         until = time.monotonic() + SETTLE_SECONDS
@@ -101,18 +114,8 @@ class BenchStack:
 
     async def check_lines(self, expected: int) -> None:
         """Compare the stored sums with what was sent; raises `Unsettled`."""
-        store = await open_store(self.described.store)
-        try:
-            stored, token = 0, None
-            while True:
-                page = await store.list_items("heads", limit=500, continuation=token)
-                for head in page.documents:
-                    stored += sum(_lines(state) for state in head["streams"].values())
-                token = page.continuation
-                if token is None:
-                    break
-        finally:
-            await store.close()
+        async with await open_store(self.described.store) as store:
+            stored = await _accounted(store)
         if stored != expected:
             raise Unsettled(f"{expected:,} lines were sent, {stored:,} are accounted for.")
 
@@ -141,6 +144,17 @@ class PeakMemory:
                     self.peaks[name] = max(self.peaks[name], process.memory_info().rss)
                 except psutil.Error:
                     continue
+
+
+async def _accounted(store: Store) -> int:
+    total, token = 0, None
+    while True:
+        page = await store.list_items("heads", limit=500, continuation=token)
+        for head in page.documents:
+            total += sum(_lines(state) for state in head["streams"].values())
+        token = page.continuation
+        if token is None:
+            return total
 
 
 def _lines(state: dict[str, list[list[int]]]) -> int:

@@ -415,8 +415,36 @@ def test_a_deeply_nested_header_is_a_bad_batch(name: str, depth: int) -> None:
 def test_the_same_content_has_the_same_id_from_any_host_at_any_time() -> None:
     one = batch(LINE, host_id="a", sent_at="2026-01-01T00:00:00Z", agent="x 1", traceparent="00-1")
     other = batch(LINE, host_id="b", sent_at="2026-02-02T00:00:00Z")
-    assert one.id == other.id == batch_id(one.header, hashlib.sha256(LINE).hexdigest())
+    assert one.id == other.id
     assert len(one.id) == 64
+
+
+def test_an_id_is_made_of_the_payload_with_each_line_replaced_by_its_hash() -> None:
+    first, second = b'{"a":1}\r', b" \xff"
+    found = batch(b"\n" + first + b"\n \t\n" + second + b"\n")
+    hashes = [hashlib.sha256(line).digest() for line in (first, second)]
+    assert found.line_hashes == hashes
+    content = hashlib.sha256(b"\n%b\n \t\n%b\n" % tuple(hashes))
+    assert found.id == batch_id(found.header, content.hexdigest())
+
+
+@given(payloads)
+def test_a_batch_knows_its_lines_their_places_and_hashes(payload: bytes) -> None:
+    found = batch(payload, start_sequence=7)
+    assert list(found.lines()) == [
+        (sequence, offset, line, hashlib.sha256(line).digest())
+        for sequence, (offset, line) in enumerate(lines_of(payload), 7)
+    ]
+
+
+@given(payloads, payloads)
+def test_two_payloads_have_one_id_only_if_they_are_equal(one: bytes, other: bytes) -> None:
+    assert (batch(one).id == batch(other).id) == (one == other)
+
+
+@pytest.mark.parametrize(("one", "other"), [(b"\na\n", b"a\n\n"), (b"a\n b\n", b"a\n\nb\n")])
+def test_where_the_blank_lines_stand_is_part_of_the_id(one: bytes, other: bytes) -> None:
+    assert batch(one).id != batch(other).id
 
 
 @given(payloads, encodings)

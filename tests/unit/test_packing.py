@@ -62,10 +62,10 @@ def check_is(stream: bytes, batches: list[Packed], place: Place = START) -> None
     for packed in batches:
         batch = decoded(packed)
         assert (batch.header.offset, batch.header.start_sequence) == place
-        assert packed.payload_sha256 == hashlib.sha256(batch.payload).hexdigest()
         assert batch.header.line_count <= MAX_LINES
         assert batch.payload
         found += batch.payload
+        assert packed.sha256 == hashlib.sha256(found).hexdigest()
         place = Place(place.offset + batch.header.length, place.sequence + batch.header.line_count)
     assert found == stream
 
@@ -196,18 +196,27 @@ def test_a_payload_that_is_one_piece_is_packed_whole(kind: str, payload: bytes) 
     batch = decoded(packed)
     assert batch.payload == payload
     assert (batch.header.offset, batch.header.start_sequence) == (7, 2)
-    assert packed.payload_sha256 == hashlib.sha256(payload).hexdigest()
+    assert packed.sha256 == hashlib.sha256(payload).hexdigest()
 
 
 def test_equal_content_has_an_equal_id_whatever_the_compression_and_the_time() -> None:
     payload = ordinary_text(50_000)
     (packed,) = pack(HEADER, [payload], STANDARD)
     (again,) = pack(header(sent_at="2001-01-01T00:00:00.000Z", agent="other"), [payload], STANDARD)
-    one = batch_id(packed.header, packed.payload_sha256)
-    assert one == batch_id(again.header, again.payload_sha256)
-    assert one == decoded(packed).id
+    one = batch_id(packed.header, packed.sha256)
+    assert one == batch_id(again.header, again.sha256)
     for encoding in ("zstd", "gzip", "identity"):
-        assert decode(encode(Batch(packed.header, payload), encoding)).id == one  # type: ignore[arg-type]
+        body = encode(Batch(packed.header, payload), encoding)  # type: ignore[arg-type]
+        assert decode(body).id == decoded(packed).id
+
+
+def test_packing_goes_on_with_the_hash_of_what_stands_before() -> None:
+    whole = ordinary_text(50_000)
+    cut = whole.index(b"\n") + 1
+    before = hashlib.sha256(whole[:cut])
+    packer = Packer(HEADER, STANDARD, Place(cut, 1), before)
+    (packed,) = [*packer.add(whole[cut:]), *packer.flush()]
+    assert packed.sha256 == packer.digest.hexdigest() == hashlib.sha256(whole).hexdigest()
 
 
 @pytest.mark.parametrize(

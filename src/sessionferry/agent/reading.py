@@ -11,15 +11,11 @@ MAX_LINE_BYTES = 120 * 1024 * 1024
 
 
 class Blocks:
-    """Iterates over blocks of terminated lines; afterwards `rest` holds the unterminated end.
+    """Iterates over blocks of terminated lines; afterwards `rest` holds the unterminated end."""
 
-    `digest` is the SHA-256 of everything that was handed out.
-    """
-
-    def __init__(self, file: BinaryIO, digest: "hashlib._Hash | None" = None) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.rest = b""
-        self.digest = digest or hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
         pending: list[bytes] = []
@@ -35,7 +31,6 @@ class Blocks:
             block = b"".join((*pending, chunk[:end]))
             pending = [chunk[end:]] if end < len(chunk) else []
             size = len(chunk) - end
-            self.digest.update(block)
             yield block
         self.rest = b"".join(pending)
 

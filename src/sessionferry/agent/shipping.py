@@ -121,9 +121,9 @@ class Shipper:
             return
         start, digest = self._resume(source, file, known, state)
         self._advance(start.offset)
-        blocks = Blocks(file, digest)
+        blocks = Blocks(file)
         template = self._template(source, generation=start.generation)
-        packer = Packer(template, self._sender.limit, Place(start.offset, start.sequence))
+        packer = Packer(template, self._sender.limit, Place(start.offset, start.sequence), digest)
         await self._ship_lines(source, blocks, packer)
         tail_sha256 = await self._ship_tail(template, packer.place, blocks.rest, start)
         place = packer.place
@@ -133,7 +133,7 @@ class Shipper:
         self._remember(
             source,
             Shipped(
-                *(start.generation, place.offset, place.sequence, blocks.digest.hexdigest()),
+                *(start.generation, place.offset, place.sequence, packer.digest.hexdigest()),
                 tail_sha256=tail_sha256,
                 size=place.offset + len(blocks.rest),
                 modified_ns=_mark(state),
@@ -143,30 +143,25 @@ class Shipper:
     async def _ship_lines(self, source: Source, blocks: Blocks, packer: Packer) -> None:
         """Send all terminated lines, also when a later one cannot be read."""
         failure: OSError | LineTooLong | None = None
-        digest = blocks.digest.copy()
         try:
             for block in blocks:
-                at, hashed = packer.place, 0
+                at = packer.place
                 for packed in packer.add(block):
                     await self._send(packed)
-                    end = _end(packed).offset - at.offset
-                    digest.update(block[hashed:end])
-                    hashed = end
-                    self._remember_part(source, packed, digest.hexdigest())
-                digest.update(block[hashed:])
+                    self._remember_part(source, packed)
                 self._count(at, packer.place)
         except (OSError, LineTooLong) as error:
             failure = error
         for packed in packer.flush():
             await self._send(packed)
-            self._remember_part(source, packed, digest.hexdigest())
+            self._remember_part(source, packed)
         if failure is not None:
             raise failure
 
-    def _remember_part(self, source: Source, packed: Packed, prefix_sha256: str) -> None:
+    def _remember_part(self, source: Source, packed: Packed) -> None:
         """Remember a file up to the end of a batch; its unknown size says that there is more."""
         end = _end(packed)
-        part = Shipped(packed.header.generation, end.offset, end.sequence, prefix_sha256)
+        part = Shipped(packed.header.generation, end.offset, end.sequence, packed.sha256)
         self._remember(source, part)
 
     def _resume(
