@@ -9,6 +9,7 @@ never obeyed. What is built depends on the line and its place alone, except for 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -52,10 +53,13 @@ class Facts(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A stored line: its facts, and the document as JSON text."""
+    """A stored line: its facts, the document as JSON text, and what searches compare of it."""
 
     facts: Facts
     json: bytes
+    event: object = None
+    level: object = None
+    summary: Mapping[str, object] = {}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -153,7 +157,8 @@ class DocumentBuilder:
             document = self._spliced(position, facts, fields, meaning.summary, data)
         if truncation.must_truncate(self.stream, len(data), len(document)):
             return self._truncated(position, facts, fields, meaning.summary, len(data))
-        return Document(facts, document)
+        searched = (fields.get("event"), fields.get("lvl"), meaning.summary)
+        return Document(facts, document, *searched)
 
     def _spliced(
         self,
@@ -202,7 +207,9 @@ class DocumentBuilder:
     ) -> Document:
         facts = facts._replace(truncated=True)
         ours = self._our_fields(position, facts, summary, size)
-        return Document(facts, orjson.dumps(truncation.kept(fields) | ours))
+        kept = truncation.kept(fields)
+        searched = (kept.get("event"), kept.get("lvl"), summary)
+        return Document(facts, orjson.dumps(kept | ours), *searched)
 
     def _unparsed(self, position: Position, line: bytes, sha256: bytes) -> Document | Rejected:
         if not truncation.looks_like_object(line.removeprefix(_BOM)):

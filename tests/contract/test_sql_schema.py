@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -22,7 +24,7 @@ from alembic.script import ScriptDirectory
 from sessionferry.documents import Document, Facts
 from sessionferry.errors import PermanentError, TransientError, UserError
 from sessionferry.identity import SessionKey
-from sessionferry.store import engines, schema, tables
+from sessionferry.store import EventFilter, engines, schema, tables
 from sessionferry.store.sql import SqlStore
 
 KEY = SessionKey("ada", "engine", "s1")
@@ -104,6 +106,38 @@ def test_revisions_are_numbers_that_end_in_the_one_this_program_knows() -> None:
 def test_upgrading_tells_the_revisions_and_may_be_repeated(url: str) -> None:
     assert schema.upgrade(url) == (None, tables.REVISION)
     assert schema.upgrade(url) == (tables.REVISION, tables.REVISION)
+
+
+def test_events_of_the_first_schema_can_be_searched_after_the_upgrade(url: str) -> None:
+    lines = [
+        (number, {"event": "e", "lvl": None, "summary": {"model": "m" if number % 2 else 5}})
+        for number in range(1201)
+    ]
+    engine = engines.create(engines.parse(url))
+    if engines.is_sqlite(engine):
+        engines.prepare_file(engine.url, may_create=True)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", "sessionferry.store:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        insert = sa.text(
+            "INSERT INTO events (partition_key, generation, sequence, id, line_sha256, body)"
+            " VALUES ('ada|engine|s1', 0, :sequence, 's1_evt', 'ff', :body)"
+        )
+        for sequence, line in lines:
+            more = {"user_id": "ada", "occurred_at": None, "sequence": sequence, "text": "\0"}
+            body = orjson.dumps(line | more).decode()
+            connection.execute(insert, {"sequence": sequence, "body": body})
+    engine.dispose()
+    assert schema.upgrade(url) == ("0001", tables.REVISION)
+
+    async def found() -> list[int]:
+        async with SqlStore.open(url) as store:
+            page = await store.search_events(EventFilter(user_id="ada", model="m"), limit=1000)
+        return [line["sequence"] for line in page.documents]
+
+    assert asyncio.run(found()) == list(range(1199, 0, -2))
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(engine: sa.Engine, url: str) -> None:
@@ -322,7 +356,9 @@ async def test_a_lost_connection_is_transient_once(postgres_server: Any, postgre
 def _insert_seven(connection: psycopg.Connection[Any]) -> None:
     body = line(7).json.decode().replace('"line_size_bytes":1', '"line_size_bytes":99')
     connection.execute(
-        "INSERT INTO events VALUES (%s, 0, 7, 's1_evt_7', 'ff', %s)", (KEY.partition_key, body)
+        "INSERT INTO events (partition_key, generation, sequence, id, line_sha256, user_id,"
+        " occurred_at, body) VALUES (%s, 0, 7, 's1_evt_7', 'ff', 'ada', '', %s)",
+        (KEY.partition_key, body),
     )
 
 

@@ -15,7 +15,7 @@ from sessionferry.coverage import Coverage
 from sessionferry.documents import Document, DocumentBuilder, Facts, Position
 from sessionferry.errors import ItemChanged, PermanentError, UserError
 from sessionferry.identity import SessionKey, Stream
-from sessionferry.store import PARTITION_FIELD, ItemContainer, Page, Store
+from sessionferry.store import PARTITION_FIELD, EventFilter, ItemContainer, Page, Store
 from sessionferry.store.sql import SqlStore
 
 KEY = SessionKey("ada", "analytical-engine", "s1")
@@ -72,6 +72,7 @@ def document(
     key: SessionKey = KEY,
     stream: Stream = "transcript",
     generation: int = 0,
+    format_: str = "jsonl",
 ) -> Document:
     header = Header(
         kind="lines",
@@ -81,6 +82,7 @@ def document(
         project_slug=key.project_slug,
         session_id=key.session_id,
         generation=generation,
+        format=format_,
     )
     builder = DocumentBuilder(header, "archive/key", "2026-01-01T00:00:00.000000Z")
     built = builder.build(Position(sequence, 0), orjson.dumps(line or {"n": sequence}))
@@ -533,6 +535,159 @@ async def test_creating_and_deleting_in_any_order_agrees_with_a_dictionary(
         assert {it["sequence"]: it["line_sha256"] for it in found} == {
             at: facts.sha256.hex() for at, facts in stored.items()
         }
+
+
+# ---------------------------------------------------------------- replacing
+
+
+async def test_replaced_lines_take_the_place_of_what_stood_there(store: Store) -> None:
+    await store.create_lines(KEY, "transcript", 0, documents([1, 2, 3]))
+    await store.create_lines(OTHER, "transcript", 0, documents([2], key=OTHER))
+    second = [document(number, {"version": 2, "n": number}) for number in (4, 2)]
+    await store.replace_lines(KEY, "transcript", 0, second)
+    await store.replace_lines(KEY, "transcript", 0, [])
+    assert await sequences(store) == [1, 2, 3, 4]
+    assert await store.read_line(KEY, "transcript", 0, 2) == second[1].fields
+    assert await store.create_lines(KEY, "transcript", 0, [document(2)]) == {2: second[1].facts}
+    other = await store.read_line(OTHER, "transcript", 0, 2)
+    assert other == document(2, key=OTHER).fields
+
+
+async def test_replacing_only_changes_its_own_generation_and_stream(store: Store) -> None:
+    await store.create_lines(KEY, "transcript", 3, documents([1], generation=3))
+    changed = document(1, {"changed": True})
+    await store.replace_lines(KEY, "transcript", 0, [changed])
+    kept = await store.read_line(KEY, "transcript", 3, 1)
+    assert kept == document(1, generation=3).fields
+    assert await store.read_line(KEY, "events", 0, 1) is None
+
+
+async def test_many_large_lines_are_replaced(store: Store) -> None:
+    await store.create_lines(KEY, "transcript", 0, documents(range(1200)))
+    again = [document(n, {"text": "é" * 10_000, "n": n}) for n in range(1200)]
+    await store.replace_lines(KEY, "transcript", 0, again)
+    found = await store.read_lines(KEY, "transcript", 0, limit=2000)
+    assert [line["n"] for line in found] == list(range(1200))
+    assert all(len(line["text"]) == 10_000 for line in found)
+
+
+# ---------------------------------------------------------------- searching
+
+
+def event(sequence: int, second: int | None = 0, *, key: SessionKey = KEY, **line: Any) -> Document:
+    time = {} if second is None else {"ts": f"2026-01-01T00:00:{second:02}Z"}
+    return document(sequence, time | line, key=key, stream="events", format_="amplifier")
+
+
+def at(second: int) -> str:
+    return f"2026-01-01T00:00:{second:02}.000000000Z"
+
+
+async def found_by(store: Store, key: SessionKey = KEY, **texts: Any) -> list[int]:
+    page = await store.search_events(EventFilter(user_id=key.user_id, **texts))
+    assert page.continuation is None
+    return [line["sequence"] for line in page.documents]
+
+
+CALL = {"event": "llm:response", "lvl": "INFO", "data": {"model": "m-1", "provider": "p-1"}}
+TOOL = {"event": "tool:post", "lvl": "DEBUG", "status": "error", "data": {"tool_name": "grep"}}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ({}, [3, 2, 1, 0]),
+        ({"event": "tool:post"}, [3, 1]),
+        ({"event": "Tool:post"}, []),
+        ({"event": "tool:%"}, []),
+        ({"level": "INFO"}, [2]),
+        ({"tool_name": "grep"}, [3, 1]),
+        ({"model": "m-1"}, [2]),
+        ({"provider": "p-1"}, [2]),
+        ({"status": "error"}, [3, 1]),
+        ({"event": "tool:post", "status": "ok"}, []),
+        ({"event": "tool:post", "tool_name": "grep", "level": "DEBUG"}, [3, 1]),
+        ({"since": at(2)}, [3, 2]),
+        ({"until": at(2)}, [1]),
+        ({"since": at(1), "until": at(3)}, [2, 1]),
+        ({"event": "nul \u0000"}, []),
+        ({"event": ""}, []),
+    ],
+)
+async def test_events_are_found_by_what_they_say(
+    store: Store, texts: dict[str, str], expected: list[int]
+) -> None:
+    written = [
+        event(0, None, event=5, lvl=["INFO"], data={"tool_name": {"grep": 1}}),
+        event(1, 1, **TOOL),
+        event(2, 2, **CALL),
+        event(3, 3, **TOOL),
+    ]
+    await store.create_lines(KEY, "events", 0, written)
+    assert await found_by(store, **texts) == expected
+
+
+async def test_a_search_stays_with_its_user_and_its_project_and_session(store: Store) -> None:
+    keys = [
+        KEY,
+        OTHER,
+        SessionKey("ada", "Analytical-engine", "s3"),
+        SessionKey("ada", "analytical-engine|s1", "s4"),
+        SessionKey("ada2", "analytical-engine", "s5"),
+        SessionKey("a_a", "analytical-engine", "s6"),
+    ]
+    for number, key in enumerate(keys):
+        await store.create_lines(key, "events", 0, [event(number, number, key=key)])
+    assert await found_by(store) == [3, 2, 1, 0]
+    assert await found_by(store, project_slug="analytical-engine") == [1, 0]
+    assert await found_by(store, session=OTHER) == [1]
+    assert await found_by(store, keys[5]) == [5]
+    assert await found_by(store, SessionKey("nobody", "p", "s")) == []
+
+
+async def test_pages_of_a_search_show_every_event_once_newest_first(store: Store) -> None:
+    written = [event(n, n % 5 if n % 7 else None, event="e" if n % 2 else "f") for n in range(120)]
+    await store.create_lines(KEY, "events", 0, written)
+    others = [event(n, n % 5, key=OTHER, event="e") for n in range(20)]
+    await store.create_lines(OTHER, "events", 0, others)
+    wanted = EventFilter(user_id="ada", event="e")
+    pages = await all_ids(lambda c: store.search_events(wanted, limit=13, continuation=c))
+    expected = sorted(
+        (
+            (line["occurred_at"] or "", line["sequence"], line["partition_key"], line["id"])
+            for line in (it.fields for it in (*written, *others))
+            if line["event"] == "e"
+        ),
+        reverse=True,
+    )
+    assert [len(page) for page in pages] == [13] * 6 + [2]
+    assert flat(pages) == [item_id for *_, item_id in expected]
+
+
+async def test_a_search_sees_what_was_replaced_and_not_what_was_deleted(store: Store) -> None:
+    await store.create_lines(KEY, "events", 0, [event(n, n, event="old") for n in range(3)])
+    await store.replace_lines(KEY, "events", 0, [event(1, 9, event="new")])
+    await store.delete_lines(KEY, "events", 0, Coverage.of((0, 0)))
+    assert await found_by(store, event="old") == [2]
+    assert await found_by(store, event="new", since=at(9)) == [1]
+
+
+async def test_a_truncated_event_is_found_by_its_summary(store: Store) -> None:
+    long = event(0, 1, **(TOOL | {"data": {"tool_name": "grep", "text": "x" * 500_000}}))
+    assert long.facts.truncated
+    await store.create_lines(KEY, "events", 0, [long])
+    assert await found_by(store, event="tool:post", tool_name="grep", status="error") == [0]
+
+
+async def test_an_event_of_very_long_texts_is_stored(store: Store) -> None:
+    long = event(0, 1, event="é" * 100_000, lvl="x" * 100_000, data={"model": "y" * 100_000})
+    await store.create_lines(KEY, "events", 0, [long])
+    assert await store.read_line(KEY, "events", 0, 0) == long.fields
+
+
+async def test_a_token_of_a_listing_is_none_of_a_search(store: Store) -> None:
+    with pytest.raises(UserError):
+        await store.search_events(EventFilter(user_id="ada"), continuation="WzEsMiwzXQ==")
 
 
 # ---------------------------------------------------------------- quarantine

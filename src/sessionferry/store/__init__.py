@@ -6,6 +6,7 @@ never overwritten; `quarantine` holds what could not become a document.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -23,6 +24,18 @@ PARTITION_FIELD: Mapping[ItemContainer, str] = {
 LINE_CONTAINER: Mapping[Stream, str] = {"events": "events", "transcript": "transcripts"}
 
 
+SEARCHED: Mapping[str, tuple[str, ...]] = {
+    "event": ("event",),
+    "level": ("lvl",),
+    "tool_name": ("summary", "tool_name"),
+    "model": ("summary", "model"),
+    "provider": ("summary", "provider"),
+    "status": ("summary", "status"),
+}
+"""Where a document keeps what an `EventFilter` compares. Stores index these paths, `user_id` and
+`occurred_at`."""
+
+
 class Item(NamedTuple):
     """A small document and the ETag it was read with."""
 
@@ -35,6 +48,33 @@ class Page(NamedTuple):
 
     documents: list[dict[str, Any]]
     continuation: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which events a search finds: those of a user that equal every text that is given.
+
+    `session` confines it to one partition. `since` is inclusive, `until` is not; both are compared
+    with `occurred_at` and have its form, so that an event without a time fits neither.
+    """
+
+    user_id: str
+    project_slug: str | None = None
+    session: SessionKey | None = None
+    event: str | None = None
+    level: str | None = None
+    tool_name: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    status: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts that must be equal, by the names in `SEARCHED`."""
+        given = {name: getattr(self, name) for name in SEARCHED}
+        return {name: text for name, text in given.items() if text is not None}
 
 
 class Store(Protocol):
@@ -89,6 +129,15 @@ class Store(Protocol):
         """
         ...
 
+    async def replace_lines(
+        self, key: SessionKey, stream: Stream, generation: int, documents: Sequence[Document]
+    ) -> None:
+        """Write documents, whatever stands in their places; as durable as `create_lines`.
+
+        Only for callers that have marked the head dirty before. A sequence occurs at most once.
+        """
+        ...
+
     async def delete_lines(
         self, key: SessionKey, stream: Stream, generation: int, lines: Coverage
     ) -> None:
@@ -111,6 +160,15 @@ class Store(Protocol):
         self, key: SessionKey, stream: Stream, generation: int, sequence: int
     ) -> dict[str, Any] | None:
         """Read one line's document."""
+        ...
+
+    async def search_events(
+        self, wanted: EventFilter, *, limit: int = 100, continuation: str | None = None
+    ) -> Page:
+        """Find events, newest first (`occurred_at`, then `sequence`, then `partition_key`).
+
+        Events without a time come last. A token is good for the same filter only.
+        """
         ...
 
     async def create_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:

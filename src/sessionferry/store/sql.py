@@ -18,8 +18,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sessionferry.coverage import Coverage, Range
 from sessionferry.documents import Document, Facts, stored_facts
 from sessionferry.errors import ItemChanged, PermanentError, UserError
-from sessionferry.identity import SessionKey, Stream, line_id_prefix
-from sessionferry.store import PARTITION_FIELD, Item, ItemContainer, Page, engines, schema
+from sessionferry.identity import SEPARATOR, SessionKey, Stream, escape, line_id_prefix
+from sessionferry.store import (
+    PARTITION_FIELD,
+    SEARCHED,
+    EventFilter,
+    Item,
+    ItemContainer,
+    Page,
+    engines,
+    schema,
+)
 from sessionferry.store.tables import ITEMS, LINES, QUARANTINE
 
 _T = TypeVar("_T")
@@ -33,6 +42,8 @@ _MAX_TIME_CHARS: Final = 64  # a time is shorter; an index entry must stay short
 # Without this option SQLAlchemy does not tell how many rows an INSERT made.
 _COUNTED: Final = {"preserve_rowcount": True}
 _MAX_INT: Final = 2**63 - 1
+_AFTER_SEPARATOR: Final = chr(ord(SEPARATOR) + 1)
+_IN_SUMMARY: Final = [path[-1] for path in SEARCHED.values() if path[0] == "summary"]
 
 
 class SqlStore:
@@ -100,13 +111,13 @@ class SqlStore:
     ) -> Page:
         """List items by last activity, newest first."""
         table = ITEMS[container]
-        query = sa.select(table.c.body)
+        query = _within(sa.select(table.c.body), table, partition)
         if container == "sessions":
             query = query.where(table.c.deleted.is_(False))
             if project_slug is not None:
                 query = query.where(table.c.project_slug == project_slug)
-        order = _Order(container, table, table.c.last_time)
-        return await self._page(query, order, partition, limit, continuation)
+        order = _Order(container, (table.c.last_time, table.c.id, table.c.partition_key))
+        return await self._page(query, order, limit, continuation)
 
     # ------------------------------------------------------------ lines
 
@@ -122,6 +133,14 @@ class SqlStore:
         while bodies is None:
             bodies = await self._write(lambda connection: _create_absent(connection, place, wanted))
         return await self._call(_facts, bodies) if bodies else {}
+
+    async def replace_lines(
+        self, key: SessionKey, stream: Stream, generation: int, documents: Sequence[Document]
+    ) -> None:
+        """Write documents, whatever stands in their places."""
+        place = _Place.of(key, stream, generation)
+        if documents:
+            await self._write(lambda connection: _replace(connection, place, documents))
 
     async def delete_lines(
         self, key: SessionKey, stream: Stream, generation: int, lines: Coverage
@@ -152,6 +171,15 @@ class SqlStore:
         """Read one line's document."""
         documents = await self.read_lines(key, stream, generation, after=sequence - 1, limit=1)
         return documents[0] if documents and documents[0]["sequence"] == sequence else None
+
+    async def search_events(
+        self, wanted: EventFilter, *, limit: int = 100, continuation: str | None = None
+    ) -> Page:
+        """Find events, newest first."""
+        columns = LINES["events"].c
+        query = sa.select(columns.body).where(*_matches(wanted))
+        order = _Order("search", (columns.occurred_at, columns.sequence, columns.partition_key))
+        return await self._page(query, order, limit, continuation)
 
     # ------------------------------------------------------------ quarantine
 
@@ -193,8 +221,10 @@ class SqlStore:
         continuation: str | None = None,
     ) -> Page:
         """List quarantine entries, newest first."""
-        order = _Order("quarantine", QUARANTINE, QUARANTINE.c.created_at)
-        return await self._page(sa.select(QUARANTINE.c.body), order, partition, limit, continuation)
+        columns = QUARANTINE.c
+        query = _within(sa.select(columns.body), QUARANTINE, partition)
+        order = _Order("quarantine", (columns.created_at, columns.id, columns.partition_key))
+        return await self._page(query, order, limit, continuation)
 
     # ------------------------------------------------------------ life
 
@@ -245,12 +275,9 @@ class SqlStore:
         self,
         query: Select[Any],
         order: "_Order",
-        partition: str | None,
         limit: int,
         continuation: str | None,
     ) -> Page:
-        if partition is not None:
-            query = query.where(order.table.c.partition_key == partition)
         if continuation is not None:
             query = query.where(sa.tuple_(*order.columns) < order.read_token(continuation))
         columns = [column.desc() for column in order.columns]
@@ -268,11 +295,14 @@ class _Place(NamedTuple):
     partition: str
     generation: int
     id_prefix: str
+    user_id: str
+    is_searched: bool
 
     @classmethod
     def of(cls, key: SessionKey, stream: Stream, generation: int) -> "_Place":
         prefix = line_id_prefix(key.session_id, stream, generation)
-        return cls(LINES[stream], key.partition_key, generation, prefix)
+        place = (LINES[stream], key.partition_key, generation, prefix)
+        return cls(*place, key.user_id, stream == "events")
 
     def select(self) -> Select[Any]:
         return sa.select(self.table.c.sequence, self.table.c.body).where(*self.conditions())
@@ -282,39 +312,41 @@ class _Place(NamedTuple):
         return (columns.partition_key == self.partition, columns.generation == self.generation)
 
     def row(self, document: Document) -> tuple[Any, ...]:
-        sequence = document.facts.sequence
-        return (
-            self.partition,
-            self.generation,
-            sequence,
-            f"{self.id_prefix}{sequence}",
-            document.facts.sha256.hex(),
-            document.json.decode(),
-        )
+        facts, body, event, level, summary = document
+        sequence = facts.sequence
+        place = (self.partition, self.generation, sequence, f"{self.id_prefix}{sequence}")
+        if not self.is_searched:
+            return (*place, facts.sha256.hex(), body.decode())
+        # What is no text is found by no search; PostgreSQL takes no NUL in one.
+        texts = [event, level, *map(summary.get, _IN_SUMMARY)]
+        for at, text in enumerate(texts):
+            if text is not None and (type(text) is not str or "\0" in text):
+                texts[at] = None
+        time = facts.occurred_at or ""
+        return (*place, facts.sha256.hex(), self.user_id, time, *texts, body.decode())
 
 
 class _Order(NamedTuple):
-    """How a table is listed: newest first, and where a page left off."""
+    """How something is listed: newest first, and where a page left off."""
 
     name: str
-    table: Table
-    time: ColumnElement[str]
-
-    @property
-    def columns(self) -> tuple[ColumnElement[str], ...]:
-        return (self.time, self.table.c.id, self.table.c.partition_key)
+    columns: tuple[ColumnElement[Any], ...]
 
     def token(self, row: Row[Any]) -> str:
         return base64.urlsafe_b64encode(orjson.dumps([self.name, *row[1:]])).decode()
 
-    def read_token(self, token: str) -> tuple[str, ...]:
+    def read_token(self, token: str) -> tuple[Any, ...]:
         try:
             name, *place = orjson.loads(base64.b64decode(token, b"-_", validate=True))
         except (binascii.Error, ValueError, TypeError):
             name, place = None, []
-        if name != self.name or [type(part) for part in place] != [str, str, str]:
+        if name != self.name or [type(part) for part in place] != self._types:
             raise UserError("The continuation token is not one of this listing.")
         return tuple(place)
+
+    @property
+    def _types(self) -> list[type]:
+        return [column.type.python_type for column in self.columns]
 
 
 def _executors(engine: Engine) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
@@ -366,6 +398,27 @@ def _at_item(table: Table) -> tuple[ColumnElement[bool], ...]:
         table.c.partition_key == sa.bindparam("at_partition"),
         table.c.id == sa.bindparam("at_id"),
     )
+
+
+def _within(query: Select[Any], table: Table, partition: str | None) -> Select[Any]:
+    return query if partition is None else query.where(table.c.partition_key == partition)
+
+
+def _matches(wanted: EventFilter) -> Iterator[ColumnElement[bool]]:
+    columns = LINES["events"].c
+    for name, text in {"user_id": wanted.user_id, **wanted.texts}.items():
+        yield columns[name] == text if "\0" not in text else sa.false()
+    if wanted.session is not None:
+        yield columns.partition_key == wanted.session.partition_key
+    if wanted.project_slug is not None:
+        project = f"{escape(wanted.user_id)}{SEPARATOR}{escape(wanted.project_slug)}"
+        yield columns.partition_key >= f"{project}{SEPARATOR}"
+        yield columns.partition_key < f"{project}{_AFTER_SEPARATOR}"
+    if wanted.since is not None:
+        yield columns.occurred_at >= wanted.since
+    if wanted.until is not None:
+        yield columns.occurred_at > ""  # those without a time
+        yield columns.occurred_at < wanted.until
 
 
 def _etag_number(etag: str) -> int:
@@ -424,6 +477,16 @@ def _create_absent(
             connection.rollback()
             return None
     return bodies
+
+
+def _replace(connection: Connection, place: _Place, documents: Sequence[Document]) -> None:
+    keys = ", ".join(column.name for column in place.table.primary_key)
+    others = [column.name for column in place.table.columns if not column.primary_key]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in others)
+    insert = _line_insert(connection, place.table).removesuffix("DO NOTHING")
+    statement = f"{insert}({keys}) DO UPDATE SET {changes}"
+    for chunk in _chunks(sorted(documents, key=lambda document: document.facts.sequence)):
+        connection.exec_driver_sql(statement, [place.row(document) for document in chunk])
 
 
 def _line_insert(connection: Connection, table: Table) -> str:

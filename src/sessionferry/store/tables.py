@@ -9,9 +9,9 @@ from typing import Final
 from sqlalchemy import BigInteger, Boolean, Column, Index, MetaData, String, Table, Text
 
 from sessionferry.identity import Stream
-from sessionferry.store import ItemContainer
+from sessionferry.store import SEARCHED, ItemContainer
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The newest migration. Revisions are numbers of four digits, so that they compare."""
 
 metadata = MetaData()
@@ -36,7 +36,7 @@ def _items(name: str, *more: Column[bool] | Column[str]) -> Table:
     return table
 
 
-def _lines(name: str) -> Table:
+def _lines(name: str, *searched: Column[str]) -> Table:
     return Table(
         name,
         metadata,
@@ -45,8 +45,17 @@ def _lines(name: str) -> Table:
         Column("sequence", BigInteger, primary_key=True, autoincrement=False),
         Column("id", _Key, nullable=False),
         Column("line_sha256", _Key, nullable=False),
+        *searched,
         Column("body", Text, nullable=False),
     )
+
+
+def _events() -> Table:
+    searched = [Column(name, _Key) for name in SEARCHED]
+    owner = (Column("user_id", _Key, nullable=False), Column("occurred_at", _Key, nullable=False))
+    table = _lines("events", *owner, *searched)
+    Index("events_by_time", table.c.user_id, table.c.occurred_at)
+    return table
 
 
 def _quarantine() -> Table:
@@ -76,7 +85,7 @@ ITEMS: Final[dict[ItemContainer, Table]] = {
     "attempts": _items("attempts"),
 }
 LINES: Final[dict[Stream, Table]] = {
-    "events": _lines("events"),
+    "events": _events(),
     "transcript": _lines("transcripts"),
 }
 QUARANTINE: Final = _quarantine()
