@@ -204,7 +204,8 @@ class Publisher:
     def _fits(self, message: ServiceBusMessage) -> bool:
         """Whether a message can go with those that are held; the first one always does."""
         if not self._pending:
-            self._group = ServiceBusMessageBatch(self._limit)
+            # The SDK does not count what the transfer itself repeats of the first message.
+            self._group = ServiceBusMessageBatch(self._limit - PROPERTY_ROOM)
         if self._group is None:
             return False
         try:

@@ -96,7 +96,7 @@ class BenchStack:
             while (found := await _accounted(store)) != expected:
                 if time.monotonic() > until:
                     raise Unsettled(f"{expected:,} lines were sent, {found:,} are accounted for.")
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
 
     async def begun(self, receiver: ServiceBusReceiver) -> int:
         """Return how many messages are done when the consumer has settled its first ones."""

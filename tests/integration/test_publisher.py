@@ -187,6 +187,21 @@ async def test_messages_fill_the_links_own_limit(target: Endpoints, sender: Publ
     assert len(await queued(target)) == 1
 
 
+async def test_messages_that_just_fit_together_are_taken_by_the_queue(
+    target: Endpoints, sender: Publisher
+) -> None:
+    """The SDK counts a group's transfer too small by what it repeats of the first message."""
+    sender._retry_seconds = 1
+    first = pack_whole(header(kind="metadata", session_id="a"), random_line(130_000))
+    second = 262_144 - len(_encoded(first)) - 1500
+    sizes = range(second, second + 1500, 40)
+    for size in sizes:
+        await sender.send(first)
+        await sender.send(pack_whole(header(kind="metadata", session_id="b"), random_line(size)))
+        await sender.flush()
+    assert len(await queued(target)) == 2 * len(sizes)
+
+
 # ------------------------------------------------------------ the inbox
 
 
