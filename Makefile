@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help setup demo test check format chaos bench containers lock clean
+.PHONY: help setup demo test check format chaos fuzz bench containers lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
 	@echo "make test    run all tests"
 	@echo "make check   lint, format check, strict types"
 	@echo "make chaos   a hundred kills while a fleet is shipped"
+	@echo "make fuzz    millions of mutated inputs"
 	@echo "make bench   measure; writes build/bench.json"
 	@echo "make containers  render the Cosmos DB containers for infra/"
 	@echo "make setup   only make the virtual environment"
@@ -44,6 +45,9 @@ format: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m slow tests/chaos -s
+
+fuzz: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m fuzz
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks

@@ -1,0 +1,1 @@
+"""Mutated input for everything that takes bytes from outside: `make fuzz`."""
