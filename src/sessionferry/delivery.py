@@ -118,9 +118,11 @@ def chunks(batch: Batch, builder: DocumentBuilder, head: Head) -> Iterator[Chunk
     created_at = utc_now()
     chunk = Chunk()
     for sequence, offset, line, sha256 in batch.lines():
+        position = Position(sequence, offset)
         if must_not_exist(head, builder.stream, header.generation, sequence):
+            builder.skip(position, line)
             continue
-        built = builder.build(Position(sequence, offset), line, sha256)
+        built = builder.build(position, line, sha256)
         if isinstance(built, Document):
             chunk.documents.append(built)
             chunk.positions[sequence] = offset

@@ -7,8 +7,6 @@ never obeyed. What is built depends on the line and its place alone, except for 
 """
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,13 +15,12 @@ import orjson
 from sessionferry import truncation
 from sessionferry.batch import Header
 from sessionferry.errors import BadBatch
-from sessionferry.formats import interpreter
-from sessionferry.formats.meaning import Usage, cost, count, utc
+from sessionferry.formats import format_named
+from sessionferry.formats.meaning import Usage, cost, increment, utc
 from sessionferry.identity import Stream, line_id, line_id_prefix
+from sessionferry.parsing import Parsed, Refused, follow, parse
 
 DOCUMENT_TYPES: dict[str, str] = {"events": "event", "transcript": "transcript_message"}
-_BOM = b"\xef\xbb\xbf"
-_LONG_LINE = 16 * 1024
 
 COSMOS_KEYS = frozenset({"ttl", "_rid", "_self", "_etag", "_attachments", "_ts", "_lsn"})
 PER_DELIVERY_KEYS = frozenset({"synced_at", "host_id", "payload_ref"})
@@ -96,7 +93,8 @@ class DocumentBuilder:
         self.header = header
         self.archive_key = archive_key
         self.stream: Stream = header.stream
-        self._interpret = interpreter(header.format)
+        self._format = format_named(header.format)
+        self._memory = self._format.remember(header.carry) if self._format.remember else None
         key = header.key
         self._common: dict[str, Any] = {
             "partition_key": key.partition_key,
@@ -119,33 +117,32 @@ class DocumentBuilder:
     ) -> Document | Rejected:
         """Turn one line (without its newline) into a document, or say why that cannot be.
 
-        `sha256` is the line's, if it is known already.
+        `sha256` is the line's, if it is known already. Lines must come in the order of the file: a
+        format may remember what it has seen.
         """
         sha256 = sha256 or hashlib.sha256(line).digest()
-        if len(line) > truncation.MAX_PARSED_BYTES:
-            return self._unparsed(position, line, sha256)
-        try:
-            fields = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return self._lenient(position, line, sha256)
-        if type(fields) is not dict:
-            return self._reject(position, line, sha256, "not_an_object", "")
-        if _may_be_deep(line) and truncation.too_deep(fields):
-            return self._unparsed(position, line, sha256)
-        return self._parsed(position, line, sha256, fields, repaired=False)
+        found = parse(line, starts_file=self._starts_file(position))
+        if isinstance(found, Parsed):
+            return self._parsed(position, line, sha256, found)
+        if isinstance(found, Refused):
+            return self._reject(position, line, sha256, found)
+        return self._unparsed(position, line, sha256)
+
+    def skip(self, position: Position, line: bytes) -> None:
+        """Pass over a line that needs no document, but may matter to those behind it."""
+        if self._memory is not None:
+            follow(self._memory, line, starts_file=self._starts_file(position))
+
+    def _starts_file(self, position: Position) -> bool:
+        return self.header.offset + position.offset == 0
 
     # ------------------------------------------------------------ the usual case
 
-    def _parsed(
-        self,
-        position: Position,
-        line: bytes,
-        sha256: bytes,
-        fields: dict[str, Any],
-        *,
-        repaired: bool,
-    ) -> Document:
-        meaning = self._interpret(self.stream, fields)
+    def _parsed(self, position: Position, line: bytes, sha256: bytes, found: Parsed) -> Document:
+        fields, repaired = found
+        meaning = self._format.interpret(self.stream, fields)
+        if self._memory is not None and self._memory.concerns(line):
+            self._memory.recall(fields, meaning)
         data = orjson.dumps(fields)
         what = (meaning.occurred_at, meaning.usage, meaning.cost, meaning.lifecycle)
         facts = Facts(position.sequence, sha256, len(line), False, repaired, *what)
@@ -211,44 +208,21 @@ class DocumentBuilder:
         searched = (kept.get("event"), kept.get("lvl"), summary)
         return Document(facts, orjson.dumps(kept | ours), *searched)
 
-    def _unparsed(self, position: Position, line: bytes, sha256: bytes) -> Document | Rejected:
-        if not truncation.looks_like_object(line.removeprefix(_BOM)):
-            return self._reject(position, line, sha256, "not_an_object", "")
+    def _unparsed(self, position: Position, line: bytes, sha256: bytes) -> Document:
         fields, summary = truncation.scan(line)
         facts = Facts(
             position.sequence,
             sha256,
             len(line),
             occurred_at=utc(fields.get("ts")),
-            lifecycle=_lifecycle(self.header.format, self.stream, fields, summary),
+            lifecycle=self._format.lifecycle(self.stream, fields, summary),
         )
         return self._truncated(position, facts, fields, summary, len(line))
 
-    def _lenient(self, position: Position, line: bytes, sha256: bytes) -> Document | Rejected:
-        """Read what Python's json accepts and the standard does not, or reject the line."""
-        starts_file = self.header.offset + position.offset == 0
-        text = line.removeprefix(_BOM) if starts_file else line
-        if truncation.text_too_deep(text):
-            return self._unparsed(position, line, sha256)
-        try:
-            fields = json.loads(text.decode())
-        except UnicodeDecodeError as error:
-            return self._reject(position, line, sha256, "not_utf8", str(error))
-        except ValueError as error:
-            return self._reject(position, line, sha256, "not_json", str(error))
-        if type(fields) is not dict:
-            return self._reject(position, line, sha256, "not_an_object", "")
-        mended = _mend(fields)
-        return self._parsed(
-            position, line, sha256, mended, repaired=text is line or mended != fields
-        )
-
-    def _reject(
-        self, position: Position, line: bytes, sha256: bytes, reason: str, detail: str
-    ) -> Rejected:
+    def _reject(self, position: Position, line: bytes, sha256: bytes, refused: Refused) -> Rejected:
         preview = line[:256].decode(errors="replace")
         where = (position.sequence, sha256, position.offset, len(line))
-        return Rejected(*where, reason, detail[:256], preview)
+        return Rejected(*where, refused.reason, refused.detail[:256], preview)
 
     def _our_fields(
         self, position: Position, facts: Facts, summary: dict[str, Any], size: int
@@ -300,9 +274,9 @@ def stored_facts(document: dict[str, Any]) -> Facts:
     """Read the facts back from a stored document: what a head counts is what is stored."""
     summary = document.get("summary") or {}
     shown = summary.get("usage")
-    usage = (
-        Usage(*(count(shown.get(name)) for name in Usage._fields)) if shown is not None else None
-    )
+    usage = None
+    if shown is not None:
+        usage = Usage(*(increment(shown.get(name)) for name in Usage._fields))
     return Facts(
         sequence=document["sequence"],
         sha256=bytes.fromhex(document["line_sha256"]),
@@ -312,15 +286,8 @@ def stored_facts(document: dict[str, Any]) -> Facts:
         occurred_at=document["occurred_at"],
         usage=usage,
         cost=cost(summary.get("cost_usd")),
-        lifecycle=_lifecycle(document["format"], _stream(document), document, summary),
+        lifecycle=format_named(document["format"]).lifecycle(_stream(document), document, summary),
     )
-
-
-def _lifecycle(
-    name: str, stream: Stream, fields: dict[str, Any], summary: dict[str, Any]
-) -> str | None:
-    """Read the lifecycle off what every document keeps: the status is in its summary."""
-    return interpreter(name)(stream, fields | {"status": summary.get("status")}).lifecycle
 
 
 def _stream(document: dict[str, Any]) -> Stream:
@@ -333,35 +300,6 @@ def _stays(key: str, value: object, ours: dict[str, Any]) -> bool:
     return type(value) is type(ours[key]) and value == ours[key]
 
 
-def _may_be_deep(line: bytes) -> bool:
-    """Whether a line could be too deep; counting brackets pays off for short lines only."""
-    if len(line) > _LONG_LINE:
-        return True
-    return line.count(b"{") + line.count(b"[") > truncation.MAX_DEPTH
-
-
 def _quoted(moment: str | None) -> str:
     """Render a time as JSON; one that we made ourselves needs no escaping."""
     return f'"{moment}"' if moment else "null"
-
-
-def _mend(value: Any) -> Any:
-    """Replace what standard JSON cannot carry: NaN, infinities, lone surrogates, huge integers."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if -(2**63) <= value < 2**64 else _as_float(value)
-    if isinstance(value, list):
-        return [_mend(item) for item in value]
-    if isinstance(value, dict):
-        return {_mend(key): _mend(item) for key, item in value.items()}
-    return value
-
-
-def _as_float(value: int) -> float | None:
-    try:
-        return float(value)
-    except OverflowError:
-        return None

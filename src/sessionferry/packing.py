@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import zstandard
 
-from sessionferry.batch import ZSTD_LEVEL, Header, Limits, compress, is_blank, utc_now
+from sessionferry.batch import ZSTD_LEVEL, Header, Limits, compress, is_blank, lines_of, utc_now
+from sessionferry.formats import FORMATS, Carry, Memory
+from sessionferry.parsing import follow
 
 BLOCK_BYTES = 64 * 1024
 """Lines are compressed in blocks of about this size; shorter ones fill messages better."""
@@ -36,6 +38,8 @@ class Packed(NamedTuple):
     compressed: bytes
     sha256: str
     """Of the file up to the batch's end; of the payload where that is the whole."""
+    next_carry: Carry | None = None
+    """What the batch behind this one carries: keep it with the place, to go on from there."""
 
 
 class Place(NamedTuple):
@@ -53,6 +57,7 @@ class _Open:
     """A batch that still takes blocks."""
 
     start: Place
+    carry: Carry | None = None
     frame: bytearray = field(default_factory=bytearray)
     length: int = 0
     lines: int = 0
@@ -65,7 +70,7 @@ class Packer:
     """Packs one stream's blocks into batches of at most `limit` compressed bytes.
 
     `digest` is the SHA-256 of everything that was packed; one that has seen the file up to `place`
-    can be handed in.
+    can be handed in. So is the template's `carry` that of `place`: None at a file's start.
     """
 
     def __init__(
@@ -76,9 +81,10 @@ class Packer:
         digest: "hashlib._Hash | None" = None,
     ) -> None:
         self._template = template
-        # The header's own frame: short, but with room for long identities.
-        self._limit = limit - len(compress(template.to_json(), "zstd")) - 512
-        self._open = _Open(place)
+        self._most = limit
+        self._memory = _memory(template)
+        self._limit = self._room(template)
+        self._open = _Open(place, template.carry)
         self.digest = digest or hashlib.sha256()
 
     @property
@@ -86,6 +92,11 @@ class Packer:
         """Where the next line stands."""
         start = self._open.start
         return Place(start.offset + self._open.length, start.sequence + self._open.lines)
+
+    @property
+    def carry(self) -> Carry | None:
+        """What a batch that begins at `place` must carry."""
+        return self._memory.carry() if self._memory else self._template.carry
 
     def add(self, block: bytes) -> Iterator[Packed]:
         """Take a block of whole, terminated lines; yield the batches that it completes."""
@@ -102,10 +113,10 @@ class Packer:
         """Yield what is packed so far, if anything."""
         done = self._open
         # Always afresh: the compressor may have seen a piece that did not fit.
-        self._open = _Open(self.place)
+        self._begin(self.place)
         if done.length:
             frame = bytes(done.frame) + _EMPTY_LAST_BLOCK
-            yield Packed(self._header(done), frame, self.digest.hexdigest())
+            yield Packed(self._header(done), frame, self.digest.hexdigest(), self._open.carry)
 
     def _is_past_bounds(self, length: int, lines: int) -> bool:
         done = self._open
@@ -124,15 +135,36 @@ class Packer:
             return False
         done.frame += added
         self.digest.update(piece)
+        self._follow(piece)
         done.length += len(piece)
         done.lines += lines
         return True
 
     def _alone(self, piece: bytes, lines: int) -> Iterator[Packed]:
-        alone = _Open(self._open.start, length=len(piece), lines=lines)
+        alone = _Open(self._open.start, self._open.carry, length=len(piece), lines=lines)
         self.digest.update(piece)
-        yield Packed(self._header(alone), compress(piece, "zstd"), self.digest.hexdigest())
-        self._open = _Open(Place(alone.start.offset + len(piece), alone.start.sequence + lines))
+        self._follow(piece)
+        self._begin(Place(alone.start.offset + len(piece), alone.start.sequence + lines))
+        whole = compress(piece, "zstd")
+        yield Packed(self._header(alone), whole, self.digest.hexdigest(), self._open.carry)
+
+    def _follow(self, piece: bytes) -> None:
+        """Show the memory the lines of a piece, before the place moves behind it."""
+        memory = self._memory
+        if memory is None or not memory.concerns(piece):
+            return
+        offset = self.place.offset
+        for start, line in lines_of(piece):
+            follow(memory, line, starts_file=offset + start == 0)
+
+    def _begin(self, place: Place) -> None:
+        self._open = _Open(place, self.carry)
+        if self._memory:
+            self._limit = self._room(self._template.model_copy(update={"carry": self.carry}))
+
+    def _room(self, header: Header) -> int:
+        """Bytes left for the payload: the header's own frame is short, long identities apart."""
+        return self._most - len(compress(header.to_json(), "zstd")) - 512
 
     def _header(self, done: _Open) -> Header:
         return self._template.model_copy(
@@ -142,8 +174,14 @@ class Packer:
                 "line_count": done.lines,
                 "length": done.length,
                 "sent_at": utc_now(),
+                "carry": done.carry,
             }
         )
+
+
+def _memory(template: Header) -> Memory | None:
+    known = FORMATS.get(template.format)
+    return known.remember(template.carry) if known and known.remember else None
 
 
 def pack(

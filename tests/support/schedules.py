@@ -34,6 +34,7 @@ from sessionferry.documents import (
 from sessionferry.errors import ArchiveMismatch, ItemChanged, TransientError, UserError
 from sessionferry.identity import STREAMS, SessionKey, Stream, session_folder
 from sessionferry.ingest import Ingest
+from sessionferry.parsing import Refused
 from sessionferry.store import Item, Page
 
 Result = TypeVar("Result")
@@ -57,7 +58,7 @@ class RollingBuilder(DocumentBuilder):
     def build(self, position: Position, line: bytes) -> Document | Rejected:
         if _is_old.get() and NEWER in line:
             sha256 = hashlib.sha256(line).digest()
-            return self._reject(position, line, sha256, "not_json", "")
+            return self._reject(position, line, sha256, Refused("not_json"))
         return super().build(position, line)
 
 

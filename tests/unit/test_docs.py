@@ -244,8 +244,8 @@ def errors(cls: type[FerryError]) -> Iterator[type[FerryError]]:
 
 def test_every_reason_of_a_quarantined_line_is_described() -> None:
     described = {code_names(row[0])[0] for row in rows(read("docs/reference/errors.md"), "reason")}
-    sources = read("src/sessionferry/documents.py") + read("src/sessionferry/quarantine.py")
-    real = set(re.findall(r'sha256, "(\w+)"|CONFLICT = "(\w+)"', sources))
+    sources = read("src/sessionferry/parsing.py") + read("src/sessionferry/quarantine.py")
+    real = set(re.findall(r'Refused\("(\w+)"|CONFLICT = "(\w+)"', sources))
     assert described == {one or other for one, other in real}
 
 
@@ -403,6 +403,7 @@ def test_every_module_is_on_the_map() -> None:
 
 
 PURE = {
+    "parsing",
     *("errors", "identity", "coverage", "batch", "packing", "truncation", "documents", "heads"),
     *("lifecycle", "quarantine", "hosts", "formats"),
 }

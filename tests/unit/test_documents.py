@@ -33,7 +33,7 @@ from sessionferry.errors import (
     PermanentError,
     UnsupportedBatch,
 )
-from sessionferry.formats import interpreter
+from sessionferry.formats import format_named
 from sessionferry.formats.meaning import usage_summary
 from sessionferry.identity import SessionKey, Stream
 from sessionferry.quarantine import rejected_line, whole_message
@@ -115,7 +115,7 @@ def test_a_session_id_that_is_the_sessions_own_is_not_shadowed() -> None:
 
 def expected_document(line: bytes, fields: dict[str, Any], stream: Stream) -> dict[str, Any]:
     """Build the expected document independently: the line minus shadowed, then ours."""
-    meaning = interpreter("amplifier")(stream, fields)
+    meaning = format_named("amplifier").interpret(stream, fields)
     session = {"user_id": "user-123", "project_slug": "my-project", "session_id": "sess-abc"}
     ours = session | {
         "id": f"sess-abc_{'evt' if stream == 'events' else 'msg'}_7",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessionferry.errors import UnsupportedBatch
-from sessionferry.formats import INTERPRETERS, interpreter
+from sessionferry.formats import FORMATS, format_named
 from sessionferry.formats.amplifier import LIFECYCLE_EVENTS
 from sessionferry.formats.meaning import (
     COST_SCALE,
@@ -30,8 +30,8 @@ from sessionferry.formats.meaning import (
 from sessionferry.identity import STREAMS, Stream
 from support.strategies import json_values, objects
 
-amplifier = interpreter("amplifier")
-jsonl = interpreter("jsonl")
+amplifier = format_named("amplifier").interpret
+jsonl = format_named("jsonl").interpret
 
 # ---------------------------------------------------------------- time
 
@@ -347,11 +347,11 @@ def test_plain_json_lines_skip_a_time_that_is_none() -> None:
 # ---------------------------------------------------------------- every format
 
 
-@pytest.mark.parametrize(("name", "stream"), list(itertools.product(sorted(INTERPRETERS), STREAMS)))
+@pytest.mark.parametrize(("name", "stream"), list(itertools.product(sorted(FORMATS), STREAMS)))
 def test_any_object_has_a_bounded_meaning(name: str, stream: Stream) -> None:
     @given(objects, st.dictionaries(st.sampled_from(["usage", "error", "model"]), json_values))
     def check(line: dict[str, Any], data: dict[str, Any]) -> None:
-        meaning = interpreter(name)(stream, line | {"data": data})
+        meaning = format_named(name).interpret(stream, line | {"data": data})
         assert meaning.cost >= 0
         texts = [value for value in meaning.summary.values() if isinstance(value, str)]
         assert all(len(value) <= MAX_TEXT for value in texts)
@@ -363,4 +363,4 @@ def test_any_object_has_a_bounded_meaning(name: str, stream: Stream) -> None:
 @pytest.mark.parametrize("name", ["", "Amplifier", "x" * 1000])
 def test_an_unknown_format_is_unsupported(name: str) -> None:
     with pytest.raises(UnsupportedBatch, match="Unknown format"):
-        interpreter(name)
+        format_named(name)

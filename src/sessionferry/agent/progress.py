@@ -8,10 +8,13 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import orjson
+
 from sessionferry.errors import UserError
+from sessionferry.formats import Carry
 from sessionferry.identity import SessionKey
 
 _SCHEMA = """
@@ -27,6 +30,7 @@ CREATE TABLE IF NOT EXISTS shipped (
     tail_sha256 TEXT NOT NULL,
     size INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL,
+    carry TEXT,
     PRIMARY KEY (partition_key, role)
 );
 """
@@ -43,6 +47,8 @@ class Shipped:
     tail_sha256: str = ""
     size: int = -1
     modified_ns: int = -1
+    carry: Carry | None = None
+    """What the next batch carries: what its format must know of the lines before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Progress:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
+            self._add_carry()
             self.spool_id = self._own_id()
         except (sqlite3.Error, OSError) as error:
             raise UserError(
@@ -74,20 +81,24 @@ class Progress:
     def get(self, key: SessionKey, role: str) -> Shipped | None:
         """Return how far a file was shipped; None if never."""
         row = self._db.execute(
-            "SELECT generation, offset, sequence, prefix_sha256, tail_sha256, size, modified_ns"
-            " FROM shipped WHERE partition_key = ? AND role = ?",
+            "SELECT generation, offset, sequence, prefix_sha256, tail_sha256, size, modified_ns,"
+            " carry FROM shipped WHERE partition_key = ? AND role = ?",
             (key.partition_key, role),
         ).fetchone()
-        return Shipped(*row) if row else None
+        if row is None:
+            return None
+        shipped = Shipped(*row[:-1])
+        return replace(shipped, carry=orjson.loads(row[-1])) if row[-1] else shipped
 
     def put(self, key: SessionKey, role: str, path: Path, shipped: Shipped) -> None:
         """Remember how far a file was shipped; on disk when this returns."""
         self._db.execute(
-            "INSERT OR REPLACE INTO shipped VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO shipped VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(key.partition_key, role, str(path).encode("utf-8", "replace").decode()),
                 *(shipped.generation, shipped.offset, shipped.sequence, shipped.prefix_sha256),
                 *(shipped.tail_sha256, shipped.size, shipped.modified_ns),
+                orjson.dumps(shipped.carry).decode() if shipped.carry else None,
             ),
         )
 
@@ -118,6 +129,12 @@ class Progress:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _add_carry(self) -> None:
+        """Bring a memory up to date that was made before formats needed one themselves."""
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(shipped)")]
+        if "carry" not in columns:
+            self._db.execute("ALTER TABLE shipped ADD COLUMN carry TEXT")
 
     def _own_id(self) -> str:
         with self.together():

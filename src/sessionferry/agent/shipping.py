@@ -123,7 +123,8 @@ class Shipper:
         self._advance(start.offset)
         blocks = Blocks(file)
         template = self._template(source, generation=start.generation)
-        packer = Packer(template, self._sender.limit, Place(start.offset, start.sequence), digest)
+        first = template.model_copy(update={"carry": start.carry})
+        packer = Packer(first, self._sender.limit, Place(start.offset, start.sequence), digest)
         await self._ship_lines(source, blocks, packer)
         tail_sha256 = await self._ship_tail(template, packer.place, blocks.rest, start)
         place = packer.place
@@ -137,6 +138,7 @@ class Shipper:
                 tail_sha256=tail_sha256,
                 size=place.offset + len(blocks.rest),
                 modified_ns=_mark(state),
+                carry=packer.carry,
             ),
         )
 
@@ -161,7 +163,8 @@ class Shipper:
     def _remember_part(self, source: Source, packed: Packed) -> None:
         """Remember a file up to the end of a batch; its unknown size says that there is more."""
         end = _end(packed)
-        part = Shipped(packed.header.generation, end.offset, end.sequence, packed.sha256)
+        place = (packed.header.generation, end.offset, end.sequence)
+        part = Shipped(*place, packed.sha256, carry=packed.next_carry)
         self._remember(source, part)
 
     def _resume(

@@ -6,27 +6,46 @@ with an empty meaning.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sessionferry.errors import UnsupportedBatch
-from sessionferry.formats import amplifier, jsonl
+from sessionferry.formats import amplifier, claude_code, codex, jsonl
 from sessionferry.formats.meaning import Meaning
+from sessionferry.formats.memory import Carry, Memory
 from sessionferry.identity import Stream
 
-Interpreter = Callable[[Stream, dict[str, Any]], Meaning]
+Fields = dict[str, Any]
 
-INTERPRETERS: Mapping[str, Interpreter] = {
-    "amplifier": amplifier.interpret,
-    "jsonl": jsonl.interpret,
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How one tool's lines are read."""
+
+    interpret: Callable[[Stream, Fields], Meaning]
+    """What a line says by itself."""
+
+    lifecycle: Callable[[Stream, Fields, Fields], str | None]
+    """The lifecycle event of a line, from what every document keeps of it and its summary."""
+
+    remember: Callable[[Carry | None], Memory] | None = None
+    """Begin, or go on, with what earlier lines say; None where lines stand by themselves."""
+
+
+FORMATS: Mapping[str, Format] = {
+    "amplifier": Format(amplifier.interpret, amplifier.lifecycle),
+    "claude_code": Format(claude_code.interpret, claude_code.lifecycle, claude_code.Memory),
+    "codex": Format(codex.interpret, codex.lifecycle, codex.Memory),
+    "jsonl": Format(jsonl.interpret, jsonl.lifecycle),
 }
 
 
-def interpreter(name: str) -> Interpreter:
-    """Return the function that reads lines of this format; raises `UnsupportedBatch`."""
+def format_named(name: str) -> Format:
+    """Return the format of this name; raises `UnsupportedBatch`."""
     try:
-        return INTERPRETERS[name]
+        return FORMATS[name]
     except KeyError:
         raise UnsupportedBatch(f"Unknown format: {name[:64]!r}.") from None
 
 
-__all__ = ["INTERPRETERS", "Interpreter", "Meaning", "interpreter"]
+__all__ = ["FORMATS", "Carry", "Format", "Meaning", "Memory", "format_named"]

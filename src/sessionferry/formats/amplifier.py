@@ -7,14 +7,13 @@ the rest in `data`. Usage is accounted from `llm:response` alone: `content_block
 from typing import Any
 
 from sessionferry.formats.meaning import (
-    MAX_TEXT,
     Meaning,
     Usage,
+    brief,
     cost,
     cost_text,
     count,
     text,
-    usage_summary,
     utc,
 )
 from sessionferry.identity import Stream
@@ -36,6 +35,15 @@ def interpret(stream: Stream, line: dict[str, Any]) -> Meaning:
     return _event(line) if stream == "events" else _message(line)
 
 
+def lifecycle(stream: Stream, fields: dict[str, Any], summary: dict[str, Any]) -> str | None:
+    """Return a lifecycle event's name, with its status if it has one."""
+    name = fields.get("event")
+    if stream != "events" or not isinstance(name, str) or name not in LIFECYCLE_EVENTS:
+        return None
+    state = summary.get("status")
+    return f"{name}={state}" if state else name
+
+
 def _event(line: dict[str, Any]) -> Meaning:
     data = line.get("data")
     if not isinstance(data, dict):
@@ -48,7 +56,7 @@ def _event(line: dict[str, Any]) -> Meaning:
             summary[key] = value
     for key in ("status", "error"):
         if (value := line.get(key, data.get(key))) is not None:
-            summary[key] = _brief(value)
+            summary[key] = brief(value)
     duration = line.get("duration_ms", data.get("duration_ms"))
     if isinstance(duration, int | float) and not isinstance(duration, bool):
         summary["duration_ms"] = duration
@@ -56,9 +64,7 @@ def _event(line: dict[str, Any]) -> Meaning:
         summary["parent_id"] = parent
     if name == "llm:response":
         _account(data, meaning)
-    elif isinstance(name, str) and name in LIFECYCLE_EVENTS:
-        state = summary.get("status")
-        meaning.lifecycle = f"{name}={state}" if state else name
+    meaning.lifecycle = lifecycle("events", line, summary)
     return meaning
 
 
@@ -67,14 +73,14 @@ def _account(data: dict[str, Any], meaning: Meaning) -> None:
     if not isinstance(usage, dict):
         return
     cached = count(usage.get("cache_read_tokens"))
-    meaning.usage = Usage(
+    due = Usage(
         # The provider's input count includes what was read from the cache, not what was written.
         input=max(0, count(usage.get("input_tokens", usage.get("input"))) - cached),
         output=count(usage.get("output_tokens", usage.get("output"))),
         cache_read=cached,
         cache_write=count(usage.get("cache_write_tokens")),
     )
-    meaning.summary["usage"] = usage_summary(meaning.usage)
+    meaning.account(due)
     meaning.cost = cost(usage.get("cost_usd"))
     if meaning.cost:
         meaning.summary["cost_usd"] = cost_text(meaning.cost)
@@ -93,9 +99,3 @@ def _message(line: dict[str, Any]) -> Meaning:
 
 def _forked_from(name: object, data: dict[str, Any]) -> str | None:
     return text(data.get("parent")) if name == "session:fork" else None
-
-
-def _brief(value: object) -> str:
-    if isinstance(value, dict):
-        value = value.get("message", value.get("type", value))
-    return value[:MAX_TEXT] if isinstance(value, str) else str(value)[:MAX_TEXT]

@@ -19,3 +19,8 @@ def interpret(_stream: Stream, line: dict[str, Any]) -> Meaning:
         if value := text(line.get(key)):
             meaning.summary[key] = value
     return meaning
+
+
+def lifecycle(_stream: Stream, _fields: dict[str, Any], _summary: dict[str, Any]) -> str | None:
+    """Say nothing: what a run's events are is not known."""
+    return None

@@ -33,6 +33,14 @@ class Usage(NamedTuple):
     cache_read: int = 0
     cache_write: int = 0
 
+    def plus(self, other: "Usage") -> "Usage":
+        """Add, kind by kind."""
+        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def less(self, other: "Usage") -> "Usage":
+        """Subtract, kind by kind."""
+        return Usage(*(a - b for a, b in zip(self, other, strict=True)))
+
 
 @dataclass(slots=True)
 class Meaning:
@@ -43,6 +51,11 @@ class Meaning:
     usage: Usage | None = None
     cost: int = 0
     lifecycle: str | None = None
+
+    def account(self, usage: Usage) -> None:
+        """Set the tokens due to this line; the summary shows those that are not zero."""
+        self.usage = usage
+        self.summary["usage"] = usage_summary(usage)
 
 
 def text(value: object) -> str | None:
@@ -55,6 +68,20 @@ def count(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT:
         return value
     return 0
+
+
+def increment(value: object) -> int:
+    """Return tokens due to one line as a document has them: a count, or a correction below zero."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_COUNT:
+        return value
+    return 0
+
+
+def brief(value: object) -> str:
+    """Return a short text for an error or a status, whatever form it has."""
+    if isinstance(value, dict):
+        value = value.get("message", value.get("type", value))
+    return value[:MAX_TEXT] if isinstance(value, str) else str(value)[:MAX_TEXT]
 
 
 def cost(value: object) -> int:
