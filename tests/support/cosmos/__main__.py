@@ -1,0 +1,40 @@
+"""`python -m tests.support.cosmos`: run the test server and print where it listens."""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+
+from tests.support.cosmos.account import Account
+from tests.support.cosmos.auth import EMULATOR_KEY, Authority
+from tests.support.cosmos.server import CosmosServer
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.cosmos", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--key", default=EMULATOR_KEY, help="base64; default: the emulator's key")
+    parser.add_argument("--physical-partitions", type=int, default=4)
+    return parser.parse_args()
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Run until SIGTERM or SIGINT."""
+    server = CosmosServer(
+        Account(physical_partitions=options.physical_partitions), authority=Authority(options.key)
+    )
+    endpoint = await server.start(options.host, options.port)
+    sys.stdout.write(json.dumps({"endpoint": endpoint}) + "\n")
+    sys.stdout.flush()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(arguments()))

@@ -1,0 +1,184 @@
+"""An account: its databases and their containers, by name and by `_rid`."""
+
+import itertools
+import time
+from typing import Any
+
+from tests.support.cosmos.containers import Container, Journal, new_etag, resource_id
+from tests.support.cosmos.errors import OWNER_NOT_FOUND, ServiceError, bad_request, not_found
+from tests.support.cosmos.items import check_id
+from tests.support.cosmos.queries import Searcher
+
+MIN_THROUGHPUT = 400
+
+
+class NoJournal:
+    """Nothing is kept over a restart."""
+
+    def put(self, *_: object) -> None:
+        """Not kept."""
+
+    def remove(self, *_: object) -> None:
+        """Not kept."""
+
+    def define(self, *_: object) -> None:
+        """Not kept."""
+
+    def forget(self, *_: object) -> None:
+        """Not kept."""
+
+    def commit(self) -> None:
+        """Nothing to do."""
+
+    def rollback(self) -> None:
+        """Nothing to do."""
+
+
+class Database:
+    """A database: containers by name."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self.rid = resource_id(number)
+        self.etag = new_etag()
+        self.changed = int(time.time())
+        self.containers: dict[str, Container] = {}
+        self.numbers = itertools.count(0x8000_0001)
+
+    def describe(self) -> dict[str, Any]:
+        """The database as a client reads it."""
+        return {
+            "id": self.name,
+            "_rid": self.rid,
+            "_self": f"dbs/{self.rid}/",
+            "_etag": self.etag,
+            "_colls": "colls/",
+            "_users": "users/",
+            "_ts": self.changed,
+        }
+
+
+class Account:
+    """All that one endpoint serves."""
+
+    def __init__(self, *, physical_partitions: int = 4, journal: Any = None) -> None:
+        self.physical_partitions = physical_partitions
+        self.journal: Journal = journal or NoJournal()
+        self.databases: dict[str, Database] = {}
+        self.searchers: dict[str, Searcher] = {}
+        self._numbers = itertools.count(1)
+
+    # ------------------------------------------------------------ databases
+
+    def database(self, name: str) -> Database:
+        """A database by name or `_rid`.
+
+        Raises:
+            ServiceError: 404.
+        """
+        found = self.databases.get(name)
+        if found is None:
+            found = next((one for one in self.databases.values() if one.rid == name), None)
+        if found is None:
+            raise not_found()
+        return found
+
+    def create_database(self, definition: dict[str, Any]) -> Database:
+        """A new database.
+
+        Raises:
+            ServiceError: 409 if the name is taken.
+        """
+        name = check_id(definition.get("id"))
+        if name in self.databases:
+            raise _exists()
+        database = Database(name, next(self._numbers))
+        self.databases[name] = database
+        return database
+
+    def delete_database(self, name: str) -> None:
+        """A database and all in it."""
+        database = self.database(name)
+        for container in list(database.containers):
+            self.delete_container(database, container)
+        del self.databases[database.name]
+
+    # ------------------------------------------------------------ containers
+
+    def container(self, database: str, name: str) -> Container:
+        """A container by names or `_rid`s.
+
+        Raises:
+            ServiceError: 404; with sub-status 1003 where the database is missing.
+        """
+        try:
+            owner = self.database(database)
+        except ServiceError:
+            raise not_found(OWNER_NOT_FOUND) from None
+        found = owner.containers.get(name)
+        if found is None:
+            found = next((one for one in owner.containers.values() if one.rid == name), None)
+        if found is None:
+            raise not_found()
+        return found
+
+    def create_container(
+        self,
+        database: Database,
+        definition: dict[str, Any],
+        throughput: dict[str, Any] | None = None,
+    ) -> Container:
+        """A new container.
+
+        Raises:
+            ServiceError: 409 if the name is taken, whatever the definition says.
+        """
+        name = check_id(definition.get("id"))
+        if name in database.containers:
+            raise _exists()
+        container = Container(
+            name,
+            definition,
+            database_number=database.number,
+            number=next(database.numbers),
+            physical_partitions=self.physical_partitions,
+            journal=self.journal,
+            path=f"{database.name}/{name}",
+        )
+        container.throughput = throughput
+        database.containers[name] = container
+        self.searchers[container.rid] = Searcher(container)
+        return container
+
+    def replace_container(self, container: Container, definition: dict[str, Any]) -> None:
+        """Change what may be changed: the indexing policy and the default TTL.
+
+        Raises:
+            ServiceError: 400 for another partition key.
+        """
+        given = definition.get("partitionKey")
+        if (
+            given is not None
+            and given.get("paths") != container.definition["partitionKey"]["paths"]
+        ):
+            raise bad_request("The partition key definition of a container cannot be changed.")
+        container.redefine({**container.definition, **definition})
+
+    def delete_container(self, database: Database, name: str) -> None:
+        """A container and all in it."""
+        container = self.container(database.name, name)
+        del database.containers[container.name]
+        del self.searchers[container.rid]
+
+    def all_containers(self) -> list[Container]:
+        """Every container of every database."""
+        return [one for owner in self.databases.values() for one in owner.containers.values()]
+
+
+def _exists() -> ServiceError:
+    return ServiceError(
+        409,
+        "Resource with specified id, name, or unique index already exists. "
+        "Learn more: https://aka.ms/cosmosdb-tsg-conflict",
+    )

@@ -1,0 +1,375 @@
+"""A container: its logical and physical partitions, and writes to its items."""
+
+import base64
+import itertools
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+from tests.support.cosmos import cost
+from tests.support.cosmos.errors import PARTITION_KEY_MISMATCH, ServiceError, bad_request, not_found
+from tests.support.cosmos.indexing import IndexingPolicy
+from tests.support.cosmos.items import (
+    MAX_ITEM_BYTES,
+    Answer,
+    Item,
+    check_item,
+    check_preconditions,
+    too_large,
+)
+from tests.support.cosmos.partitions import (
+    MAX_KEY_BYTES,
+    MISSING,
+    KeyPart,
+    Missing,
+    Range,
+    TokenBucket,
+    effective_key,
+    split_evenly,
+)
+
+Key = tuple[KeyPart | Missing, ...]
+
+
+class Journal(Protocol):
+    """Where writes are kept over a restart of the server."""
+
+    def put(self, container: str, key: Key, item: Item) -> None:
+        """An item as it is now."""
+
+    def remove(self, container: str, key: Key, item_id: str) -> None:
+        """An item is gone."""
+
+    def commit(self) -> None:
+        """All since the last commit stands together."""
+
+    def rollback(self) -> None:
+        """All since the last commit is to be forgotten."""
+
+
+_RUN = secrets.token_hex(6)
+_VERSIONS = itertools.count(1)
+
+
+def new_etag() -> str:
+    """An ETag that no other version of any item has, nor had before a restart."""
+    return f'"{next(_VERSIONS):08x}-0000-0000-0000-{_RUN}"'
+
+
+def resource_id(*numbers: int) -> str:
+    """A `_rid`: numbers in base64, with - where base64 has /."""
+    sizes = (4, 4, 8)
+    packed = b"".join(
+        number.to_bytes(size, "big") for number, size in zip(numbers, sizes, strict=False)
+    )
+    return base64.b64encode(packed).decode().replace("/", "-")
+
+
+@dataclass(slots=True)
+class PhysicalPartition:
+    """A range of the ring, with its own count of writes and its own share of the throughput."""
+
+    id: str
+    range: Range
+    lsn: int = 1
+    bucket: TokenBucket = field(default_factory=TokenBucket)
+
+    @property
+    def session_token(self) -> str:
+        """What a client sends back to read its own writes."""
+        return f"{self.id}:-1#{self.lsn}"
+
+
+@dataclass(slots=True)
+class LogicalPartition:
+    """The items of one partition key, by id, in the order of their creation."""
+
+    key: Key
+    effective: str
+    physical: PhysicalPartition
+    items: dict[str, Item] = field(default_factory=dict)
+
+
+class Container:
+    """Items by partition key, and all that may be done with them.
+
+    Not safe for threads: the server calls it from one event loop, each method at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        definition: dict[str, Any],
+        *,
+        database_number: int,
+        number: int,
+        physical_partitions: int,
+        journal: Journal,
+        path: str,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.number = number
+        self.database_number = database_number
+        self.rid = resource_id(database_number, number)
+        self.self_link = f"dbs/{resource_id(database_number)}/colls/{self.rid}/"
+        self.journal = journal
+        self.throughput: dict[str, Any] | None = None
+        self.redefine(definition)
+        self.physical = [
+            PhysicalPartition(str(index), bounds)
+            for index, bounds in enumerate(split_evenly(physical_partitions))
+        ]
+        self._partitions: dict[Key, LogicalPartition] = {}
+        self._numbers = itertools.count(1)
+        self._undo: list[tuple[LogicalPartition, str, Item | None]] | None = None
+
+    # ------------------------------------------------------------ definition
+
+    def redefine(self, definition: dict[str, Any]) -> None:
+        """Take a definition, checked and completed."""
+        self.key_paths = _key_paths(definition)
+        self.policy = IndexingPolicy.parse(definition.get("indexingPolicy"))
+        self.definition = {
+            **definition,
+            "id": self.name,
+            "indexingPolicy": self.policy.definition,
+        }
+        self.etag = new_etag()
+        self.changed = int(time.time())
+
+    def describe(self) -> dict[str, Any]:
+        """The container as a client reads it."""
+        return {
+            **self.definition,
+            "_rid": self.rid,
+            "_ts": self.changed,
+            "_self": self.self_link,
+            "_etag": self.etag,
+            "_docs": "docs/",
+            "_sprocs": "sprocs/",
+            "_triggers": "triggers/",
+            "_udfs": "udfs/",
+            "_conflicts": "conflicts/",
+        }
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the partition key has several levels."""
+        return len(self.key_paths) > 1
+
+    # ------------------------------------------------------------ partitions
+
+    def key_of(self, body: dict[str, Any]) -> Key:
+        """The partition key that an item's own properties say."""
+        return tuple(_at(body, path) for path in self.key_paths)
+
+    def partition(self, key: Key) -> LogicalPartition:
+        """The partition of a key; it exists as soon as it is asked for."""
+        found = self._partitions.get(key)
+        if found is None:
+            effective = effective_key(key, hierarchical=self.hierarchical)
+            found = LogicalPartition(key, effective, self.physical_at(effective))
+            self._partitions[key] = found
+        return found
+
+    def physical_at(self, effective: str) -> PhysicalPartition:
+        """The physical partition of a point of the ring."""
+        return next(one for one in self.physical if effective in one.range)
+
+    def partitions(self, scope: Range) -> Iterator[LogicalPartition]:
+        """The logical partitions of a part of the ring."""
+        return (one for one in self._partitions.values() if one.items and one.effective in scope)
+
+    def items(self, partitions: Iterable[LogicalPartition]) -> list[Item]:
+        """The items of some partitions in the order of their creation."""
+        found = [item for one in partitions for item in one.items.values()]
+        found.sort(key=lambda item: item.number)
+        return found
+
+    def require_whole(self, key: Key) -> None:
+        """A point operation needs every level of the key."""
+        if len(key) != len(self.key_paths):
+            raise bad_request(
+                "Partition key provided either doesn't correspond to definition in the collection "
+                "or doesn't match partition key field values specified in the document.",
+                PARTITION_KEY_MISMATCH,
+            )
+
+    # ------------------------------------------------------------ items
+
+    def read(self, partition: LogicalPartition, item_id: str) -> Answer:
+        """A point read."""
+        item = self._existing(partition, item_id)
+        return Answer(200, item, cost.read(len(item.raw)))
+
+    def create(self, partition: LogicalPartition, body: dict[str, Any]) -> Answer:
+        """A new item.
+
+        Raises:
+            ServiceError: 409 if the partition has the id already.
+        """
+        if body["id"] in partition.items:
+            raise ServiceError(
+                409,
+                "Entity with the specified id already exists in the system.",
+                charge=cost.MISS,
+            )
+        item = self._store(partition, body, next(self._numbers))
+        return Answer(201, item, cost.create(len(item.raw), item.indexed_values))
+
+    def upsert(
+        self, partition: LogicalPartition, body: dict[str, Any], if_match: str | None = None
+    ) -> Answer:
+        """A new item, or another body for the one there is."""
+        if body["id"] not in partition.items:
+            return self.create(partition, body)
+        return self.replace(partition, body["id"], body, if_match)
+
+    def replace(
+        self,
+        partition: LogicalPartition,
+        item_id: str,
+        body: dict[str, Any],
+        if_match: str | None = None,
+    ) -> Answer:
+        """Another body for an item that exists."""
+        current = self._existing(partition, item_id)
+        check_preconditions(current, if_match)
+        if body["id"] != item_id:
+            if body["id"] in partition.items:
+                raise ServiceError(
+                    409, "Entity with the specified id already exists in the system."
+                )
+            self._forget(partition, item_id)
+        item = self._store(partition, body, current.number)
+        return Answer(200, item, cost.replace(len(item.raw), item.indexed_values))
+
+    def delete(
+        self, partition: LogicalPartition, item_id: str, if_match: str | None = None
+    ) -> Answer:
+        """No such item any more."""
+        current = self._existing(partition, item_id)
+        check_preconditions(current, if_match)
+        self._forget(partition, item_id)
+        return Answer(204, None, cost.create(len(current.raw), current.indexed_values))
+
+    def delete_partition(self, partition: LogicalPartition) -> Answer:
+        """All items of a partition key; the service does it in the background, we do it at once."""
+        for item_id in list(partition.items):
+            self._forget(partition, item_id)
+        return Answer(200, None, cost.MISS)
+
+    def check_key(self, partition: LogicalPartition, body: dict[str, Any]) -> None:
+        """The item's own properties and the request's partition key must agree."""
+        if self.key_of(check_item(body)) != partition.key:
+            raise bad_request(
+                "PartitionKey extracted from document doesn't match the one specified in the "
+                "header. Learn more: https://aka.ms/CosmosDB/sql/errors/wrong-pk-value",
+                PARTITION_KEY_MISMATCH,
+            )
+
+    def restore(self, key: Key, number: int, raw: bytes) -> None:
+        """Take back an item from the journal."""
+        partition = self.partition(key)
+        body = orjson.loads(raw)
+        partition.physical.lsn += 1
+        partition.items[body["id"]] = Item(
+            body["id"],
+            number,
+            partition.physical.lsn,
+            body["_etag"],
+            body,
+            raw,
+            self.policy.count_values(body),
+        )
+        self._numbers = itertools.count(max(number + 1, next(self._numbers)))
+
+    # ------------------------------------------------------------ transactions
+
+    def begin(self) -> None:
+        """From here on, remember what to take back."""
+        self._undo = []
+
+    def commit(self) -> None:
+        """What was done stands."""
+        self._undo = None
+        self.journal.commit()
+
+    def rollback(self) -> None:
+        """Take back everything since `begin`."""
+        for partition, item_id, before in reversed(self._undo or []):
+            if before is None:
+                partition.items.pop(item_id, None)
+            else:
+                partition.items[item_id] = before
+        self._undo = None
+        self.journal.rollback()
+
+    def _remember(self, partition: LogicalPartition, item_id: str) -> None:
+        if self._undo is not None:
+            self._undo.append((partition, item_id, partition.items.get(item_id)))
+
+    def _existing(self, partition: LogicalPartition, item_id: str) -> Item:
+        item = partition.items.get(item_id)
+        if item is None:
+            raise not_found(charge=cost.MISS)
+        return item
+
+    def _store(self, partition: LogicalPartition, body: dict[str, Any], number: int) -> Item:
+        rid = resource_id(self.database_number, self.number, number)
+        etag = new_etag()
+        indexed_values = self.policy.count_values(body)
+        body = {
+            **body,
+            "_rid": rid,
+            "_self": f"{self.self_link}docs/{rid}/",
+            "_etag": etag,
+            "_attachments": "attachments/",
+            "_ts": int(time.time()),
+        }
+        raw = orjson.dumps(body)
+        if len(raw) > MAX_ITEM_BYTES:
+            raise too_large()
+        partition.physical.lsn += 1
+        item = Item(body["id"], number, partition.physical.lsn, etag, body, raw, indexed_values)
+        self._remember(partition, item.id)
+        partition.items[item.id] = item
+        self.journal.put(self.path, partition.key, item)
+        return item
+
+    def _forget(self, partition: LogicalPartition, item_id: str) -> None:
+        self._remember(partition, item_id)
+        del partition.items[item_id]
+        partition.physical.lsn += 1
+        self.journal.remove(self.path, partition.key, item_id)
+
+
+def _key_paths(definition: dict[str, Any]) -> list[list[str]]:
+    given = definition.get("partitionKey")
+    if not isinstance(given, dict) or not given.get("paths"):
+        raise bad_request("The partition key definition is missing: a container needs one.")
+    paths = given["paths"]
+    if len(paths) > 3 or not all(isinstance(path, str) and path.startswith("/") for path in paths):
+        raise bad_request("A partition key has one to three paths, each beginning with /.")
+    if given.get("version", 1) != 2:
+        raise bad_request("This test server knows partition keys of version 2 only.")
+    return [[part.strip('"') for part in path[1:].split("/")] for path in paths]
+
+
+def _at(body: dict[str, Any], path: list[str]) -> KeyPart | Missing:
+    value: Any = body
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return MISSING
+        value = value[name]
+    if isinstance(value, dict | list):
+        raise bad_request(
+            "The partition key's value must be a string, a number, a boolean or null."
+        )
+    if isinstance(value, str) and len(value.encode()) > MAX_KEY_BYTES:
+        raise bad_request("The partition key's value is longer than 2,048 bytes.")
+    return value  # type: ignore[no-any-return]
