@@ -8,7 +8,7 @@ import orjson
 from fuzz.mutation import distort, spoil
 from sessionferry.batch import Header
 from sessionferry.documents import Document, DocumentBuilder, Position, stored_facts
-from sessionferry.formats import INTERPRETERS
+from sessionferry.formats import FORMATS
 from sessionferry.identity import Stream
 from sessionferry.truncation import MAX_DOCUMENT_BYTES
 
@@ -39,7 +39,7 @@ _STREAMS: tuple[Stream, ...] = ("events", "transcript")
 
 def feed(rng: random.Random) -> str:
     """Build one spoiled line's document, and read its facts back."""
-    changes = {"stream": rng.choice(_STREAMS), "format": rng.choice(sorted(INTERPRETERS))}
+    changes = {"stream": rng.choice(_STREAMS), "format": rng.choice(sorted(FORMATS))}
     builder = DocumentBuilder(_HEADER.model_copy(update=changes), "key", "2026-01-01T00:00:00Z")
     line = _spoiled(rng).replace(b"\n", b" ")
     built = builder.build(Position(rng.randrange(3), rng.choice((0, 7))), line)
