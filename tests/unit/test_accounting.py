@@ -205,11 +205,26 @@ def claude_sums(made: list[Line]) -> Counts:
     }
 
 
-@given(
-    st.lists(claude_lines | claude_lines | noise, min_size=5, max_size=40), st.integers(0, 10**6)
-)
-def test_claude_counts_the_last_line_of_each_message(made: list[Line], seed: int) -> None:
-    check("claude_code", joined(made, Random(seed)), claude_sums(made), seed)
+def claude_replies(rng: Random) -> list[Line]:
+    """Replies of one to five lines each; sub-agents may talk at the same time."""
+    talks = [(f"m{number}", rng.randint(1, 5)) for number in range(rng.randint(3, 12))]
+    order = [identity for identity, times in talks for _ in range(times)]
+    if rng.random() < 0.5:
+        rng.shuffle(order)
+    used = ("input_tokens", "output_tokens", "cache_read_input_tokens")
+    return [
+        claude_line(identity, {name: rng.randrange(900) for name in used}, "m", rng.randrange(2), 0)
+        for identity in order
+    ]
+
+
+@given(st.lists(claude_lines | noise, max_size=30), st.integers(0, 10**6))
+def test_claude_counts_the_last_line_of_each_message(strange: list[Line], seed: int) -> None:
+    rng = Random(seed)
+    made = claude_replies(rng)
+    for line in strange:
+        made.insert(rng.randint(0, len(made)), line)
+    check("claude_code", joined(made, rng), claude_sums(made), seed)
 
 
 def test_a_count_that_falls_is_corrected() -> None:
