@@ -101,13 +101,16 @@ class Packer:
     def add(self, block: bytes) -> Iterator[Packed]:
         """Take a block of whole, terminated lines; yield the batches that it completes."""
         for piece in pieces(block):
-            lines = count_lines(piece)
-            if self._is_past_bounds(len(piece), lines):
-                yield from self.flush()
+            yield from self.add_piece(piece, count_lines(piece))
+
+    def add_piece(self, piece: bytes, lines: int) -> Iterator[Packed]:
+        """Take one of `pieces`; a batch ends before it or behind it, never inside."""
+        if self._is_past_bounds(len(piece), lines):
+            yield from self.flush()
+        if not self._try(piece, lines):
+            yield from self.flush()
             if not self._try(piece, lines):
-                yield from self.flush()
-                if not self._try(piece, lines):
-                    yield from self._alone(piece, lines)
+                yield from self._alone(piece, lines)
 
     def flush(self) -> Iterator[Packed]:
         """Yield what is packed so far, if anything."""

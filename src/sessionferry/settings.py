@@ -49,6 +49,8 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("ServiceBusConnection__fullyQualifiedNamespace"),
         description="Service Bus namespace, reached with an Entra identity.",
     )
+    spool_mb: int = Field(1000, ge=1, description="Most megabytes that wait to be sent.")
+    spool_free_mb: int = Field(500, ge=0, description="Megabytes of the disk that stay free.")
 
     @classmethod
     def read(cls, **given: object) -> "Settings":

@@ -1,4 +1,4 @@
-"""Shipping: what is remembered never runs ahead of what is in the queue, whatever fails.
+"""Shipping: what is remembered as read is in the queue or in the spool, whatever fails.
 
 The sender is a small one in memory: it packs nothing itself, holds batches back as the real one
 does, and can refuse at any point. The real one is tested in tests/integration/test_publisher.py.
@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from sessionferry import packing
 from sessionferry.agent import reading
+from sessionferry.agent.collecting import Report, planned_bytes
 from sessionferry.agent.discover import Source, discover
-from sessionferry.agent.progress import Progress, Shipped
-from sessionferry.agent.shipping import Report, Shipper, planned_bytes
+from sessionferry.agent.gate import Checked, Gate, OpenGate
+from sessionferry.agent.shipping import Shipper
+from sessionferry.agent.spool import FileId, Known, Spool
 from sessionferry.batch import Batch, Header, check_time, decode, encode_parts
 from sessionferry.errors import TransientError
 from sessionferry.host import Identity
@@ -53,8 +55,7 @@ class MemorySender:
             return []
         self._count()
         for packed in self._held:
-            body = encode_parts(packed.header, packed.compressed)
-            self.accepted.append(decode(body, claimed=True))
+            self.accepted.append(_decoded(packed))
         headers = [packed.header for packed in self._held]
         self._held = []
         return headers
@@ -63,6 +64,10 @@ class MemorySender:
         self._calls -= 1
         if self._calls < 0:
             raise TransientError("The queue did not take a batch.")
+
+
+def _decoded(packed: Packed) -> Batch:
+    return decode(encode_parts(packed.header, packed.compressed), claimed=True)
 
 
 class Agent:
@@ -74,6 +79,7 @@ class Agent:
         self.session.mkdir(parents=True)
         self.identity = Identity(folder / "identity", host_id="h1", user_id="anna")
         self.queue: list[Batch] = []
+        self.gate: Gate = OpenGate()
 
     def write(self, name: str, content: bytes, *, mtime_ms: int = MTIME) -> Path:
         path = self.session / name
@@ -95,36 +101,44 @@ class Agent:
         advance: Callable[[int], None] | None = None,
     ) -> Report:
         own = sender or MemorySender()
-        memory = Progress(self.folder / "progress.db")
+        spool = Spool(self.folder / "spool.db")
         shipper = Shipper(
-            own,
-            memory,
+            spool,
+            Checked(self.gate),
             self.identity,
+            limit=own.limit,
             spool_was_lost=lost,
             resend=resend,
             supersede=supersede,
             advance=advance,
         )
         try:
-            return await shipper.ship(self.sources() if sources is None else sources)
+            return await shipper.ship(self.sources() if sources is None else sources, own)
         finally:
-            memory.close()
+            spool.close()
             self.queue += own.accepted
 
-    def remembered(self, role: str) -> Shipped | None:
-        memory = Progress(self.folder / "progress.db")
+    def remembered(self, role: str) -> Known | None:
+        spool = Spool(self.folder / "spool.db")
         try:
-            return memory.get(self.sources()[0].key, role)
+            return spool.known(FileId(self.sources()[0].key, role))
         finally:
-            memory.close()
+            spool.close()
+
+    def spooled(self) -> list[Batch]:
+        spool = Spool(self.folder / "spool.db")
+        try:
+            return [_decoded(waiting.packed) for waiting in spool.waiting(0, 10**9)]
+        finally:
+            spool.close()
 
     def sent(self, kind: str, stream: str | None = None) -> list[Batch]:
-        return [b for b in self.queue if (b.header.kind, b.header.stream) == (kind, stream)]
+        return _of(self.queue, kind, stream)
 
-    def generations(self, stream: str) -> dict[int, bytes]:
+    def generations(self, stream: str, batches: list[Batch] | None = None) -> dict[int, bytes]:
         """Put together what arrived, per generation, by offset; gaps and contradictions fail."""
         pieces: dict[int, dict[int, bytes]] = defaultdict(dict)
-        for batch in self.sent("lines", stream):
+        for batch in _of(self.queue if batches is None else batches, "lines", stream):
             of_generation = pieces[batch.header.generation]
             for at, byte in enumerate(batch.payload, batch.header.offset):
                 assert of_generation.setdefault(at, bytes([byte])) == bytes([byte])
@@ -133,6 +147,10 @@ class Agent:
             assert sorted(content) == list(range(len(content)))
             found[generation] = b"".join(content[at] for at in range(len(content)))
         return found
+
+
+def _of(batches: list[Batch], kind: str, stream: str | None) -> list[Batch]:
+    return [b for b in batches if (b.header.kind, b.header.stream) == (kind, stream)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -167,7 +185,7 @@ def lines(seed: int, count: int = 60) -> bytes:
     changes=st.lists(st.sampled_from(["none", "append", "finish", "rewrite"]), min_size=5),
     seed=st.integers(0, 5),
 )
-async def test_nothing_is_remembered_that_is_not_in_the_queue_and_in_the_end_all_is(
+async def test_what_is_remembered_is_in_the_queue_or_in_the_spool_and_in_the_end_all_has_arrived(
     tmp_path_factory: pytest.TempPathFactory,
     calls: list[int],
     hold: int,
@@ -182,7 +200,7 @@ async def test_nothing_is_remembered_that_is_not_in_the_queue_and_in_the_end_all
     for number, most in enumerate(calls):
         with suppress(TransientError):
             await agent.ship(MemorySender(hold=hold, calls=most))
-        check_memory(agent, content)
+        check_memory(agent)
         moment += 1000
         content = changed(content, changes[number], number)
         agent.write("events.jsonl", content, mtime_ms=moment)
@@ -204,15 +222,16 @@ def changed(content: bytes, change: str, number: int) -> bytes:
             return content
 
 
-def check_memory(agent: Agent, content: bytes) -> None:
-    """What is remembered of a file has arrived, from its beginning."""
+def check_memory(agent: Agent) -> None:
+    """What is remembered of a file has arrived or waits in the spool, from its beginning."""
     known = agent.remembered("events")
+    safe = agent.queue + agent.spooled()
     if known is not None and known.offset:
-        arrived = agent.generations("events")[known.generation]
-        assert len(arrived) >= known.offset
-        assert known.sequence == arrived[: known.offset].count(b"\n")
+        there = agent.generations("events", safe)[known.generation]
+        assert len(there) == known.offset
+        assert known.lines == there.count(b"\n")
     if agent.remembered("metadata") is not None:
-        assert agent.sent("metadata")
+        assert _of(safe, "metadata", None)
 
 
 def check_all_there(agent: Agent, content: bytes) -> None:
@@ -227,31 +246,52 @@ def check_all_there(agent: Agent, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("calls", range(12))
-async def test_files_shipped_before_a_failure_are_not_read_again(agent: Agent, calls: int) -> None:
+async def test_what_was_read_before_the_link_failed_is_sent_though_its_file_is_gone(
+    agent: Agent, calls: int
+) -> None:
     agent.write("events.jsonl", lines(1, 5))
     agent.write("transcript.jsonl", lines(2, 200))
-    with pytest.raises(TransientError):
+    with suppress(TransientError):
         await agent.ship(MemorySender(hold=1, calls=calls))
-    known_before = agent.remembered("events") is not None
-    queued = len(agent.sent("lines", "events"))
-    await agent.ship()
-    assert agent.generations("events") == {0: lines(1, 5)}
-    assert agent.generations("transcript") == {0: lines(2, 200)}
-    if known_before:
-        assert len(agent.sent("lines", "events")) == queued
+    read = {name: agent.remembered(name) for name in ("events", "transcript")}
+    sources = agent.sources()
+    for source in sources:
+        source.path.rename(source.path.with_name("moved"))
+    await agent.ship(sources=[])
+    for name, content in (("events", lines(1, 5)), ("transcript", lines(2, 200))):
+        known = read[name]
+        arrived = agent.generations(name).get(0, b"")
+        assert arrived == content[: known.offset if known else 0]
+    assert agent.spooled() == []
 
 
-async def test_a_large_file_goes_on_in_the_middle_after_a_failure(agent: Agent) -> None:
+async def test_a_batch_that_was_taken_before_the_end_is_not_sent_over_a_rewritten_file(
+    agent: Agent,
+) -> None:
+    """The queue has taken it, the agent dies before it notes that, and the file is rewritten."""
     agent.write("events.jsonl", lines(1, 300))
+    sender = MemorySender(hold=1)
     with pytest.raises(TransientError):
-        await agent.ship(MemorySender(hold=1, calls=9))
-    arrived = len(agent.generations("events")[0])
-    known = agent.remembered("events")
-    assert known is not None
-    assert known.offset == arrived
+        await agent.ship(Forgetful(sender))
+    assert sender.accepted
+    agent.queue += sender.accepted
     agent.write("events.jsonl", lines(2), mtime_ms=MTIME + 1)
     await agent.ship()
     assert agent.generations("events")[MTIME + 1] == lines(2)
+    assert agent.generations("events")[0] == lines(1, 300)
+
+
+class Forgetful(MemorySender):
+    """Takes batches, and fails before it can say so."""
+
+    def __init__(self, taker: MemorySender) -> None:
+        super().__init__()
+        self._taker = taker
+
+    async def send(self, packed: Packed) -> list[Header]:
+        await self._taker.send(packed)
+        await self._taker.flush()
+        raise TransientError("The link is gone.")
 
 
 # ------------------------------------------------------------ streams
@@ -344,7 +384,7 @@ async def test_a_lost_spool_starts_rewritable_streams_at_the_file_time(agent: Ag
     agent.write("transcript.jsonl", lines(1))
     agent.write("events.jsonl", lines(2))
     await agent.ship()
-    (agent.folder / "progress.db").unlink()
+    (agent.folder / "spool.db").unlink()
     await agent.ship(lost=True)
     assert agent.generations("transcript") == {0: lines(1), MTIME: lines(1)}
     assert agent.generations("events") == {0: lines(2)}
@@ -510,4 +550,6 @@ async def test_each_run_ends_with_a_heartbeat_of_what_was_sent(agent: Agent) -> 
     assert second.header.revision > first.header.revision
     assert beats[0].run_id != beats[1].run_id
     assert beats[0].machine == beats[1].machine
-    assert beats[1].ledger == {"files": 1, "lines": 60, "bytes": len(lines(1))}
+    size = len(lines(1))
+    nothing = {"filtered": 0, "redacted": 0, "spooled": 0, "failing": 0}
+    assert beats[1].ledger == {"files": 1, "bytes": size, "read": 60, "sent": 60, **nothing}

@@ -13,8 +13,8 @@ import orjson
 import typer
 
 from sessionferry import head_store, verification
+from sessionferry.agent.collecting import planned_bytes
 from sessionferry.agent.discover import FormatChoice, default_paths, discover
-from sessionferry.agent.shipping import planned_bytes
 from sessionferry.archive import Archive
 from sessionferry.cli.output import (
     NOT_ALL_WELL,

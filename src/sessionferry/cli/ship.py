@@ -6,9 +6,11 @@ from pathlib import Path
 
 import typer
 
+from sessionferry.agent.collecting import Report, planned_bytes
 from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover
-from sessionferry.agent.progress import Progress
-from sessionferry.agent.shipping import Report, Shipper, planned_bytes
+from sessionferry.agent.gate import Checked, OpenGate
+from sessionferry.agent.shipping import Shipper
+from sessionferry.agent.spool import Spool, SpoolLock, open_spool
 from sessionferry.cli.output import (
     DataOption,
     JsonOption,
@@ -69,36 +71,47 @@ async def ship_sources(
 
     target = endpoints(chosen)
     _check_running(target, chosen)
-    memory = Progress(memory_path(chosen, target))
-    try:
-        lost = identity.knew_spool(memory_name(target, chosen), memory.spool_id)
-        async with Publisher(target, resend=resend) as publisher:
-            with progress("shipping", planned_bytes(sources)) as advance:
-                shipper = Shipper(
-                    publisher,
-                    memory,
-                    identity,
-                    spool_was_lost=lost,
-                    resend=resend,
-                    supersede=supersede,
-                    advance=advance,
-                )
-                report = await shipper.ship(sources)
-                report.sent_bytes = publisher.sent_bytes
-                return report
-    finally:
-        memory.close()
+    with SpoolLock(spool_path(chosen, target)):
+        spool = opened_spool(chosen, target)
+        try:
+            lost = identity.knew_spool(spool_name(target, chosen), spool.id)
+            async with Publisher(target, resend=resend) as publisher:
+                with progress("shipping", planned_bytes(sources)) as advance:
+                    shipper = Shipper(
+                        spool,
+                        Checked(OpenGate()),
+                        identity,
+                        limit=publisher.limit,
+                        spool_was_lost=lost,
+                        resend=resend,
+                        supersede=supersede,
+                        advance=advance,
+                    )
+                    report = await shipper.ship(sources, publisher)
+                    report.sent_bytes = publisher.sent_bytes
+                    return report
+        finally:
+            spool.close()
 
 
-def memory_path(chosen: Settings, target: Endpoints) -> Path:
-    """Return where is remembered what was shipped to this destination."""
+def opened_spool(chosen: Settings, target: Endpoints) -> Spool:
+    """Open the spool of this destination, bounded as the settings say."""
+    return open_spool(
+        spool_path(chosen, target),
+        most_bytes=chosen.spool_mb * 1_000_000,
+        free_bytes=chosen.spool_free_mb * 1_000_000,
+    )
+
+
+def spool_path(chosen: Settings, target: Endpoints) -> Path:
+    """Return where lies what was read for this destination and not sent yet."""
     if target.local is not None:
-        return chosen.data / "agent" / "progress.db"
+        return chosen.data / "agent" / "spool.db"
     name = hashlib.sha256(target.destination.encode()).hexdigest()[:16]
-    return chosen.data / "agent" / f"progress-{name}.db"
+    return chosen.data / "agent" / f"spool-{name}.db"
 
 
-def memory_name(target: Endpoints, chosen: Settings) -> str:
+def spool_name(target: Endpoints, chosen: Settings) -> str:
     """Name a destination in the identity file."""
     return f"local:{chosen.data}" if target.local is not None else target.destination
 

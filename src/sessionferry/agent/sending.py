@@ -1,0 +1,70 @@
+"""Sending: batches go from the spool to the queue in the order of their reading.
+
+A batch is removed from the spool only once the queue has taken it. What happens in between, a
+crash or a broken link, means that it is sent again, under the same message id.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from sessionferry.agent.spool import Spool, Waiting
+from sessionferry.batch import Header
+from sessionferry.packing import Packed
+
+LOOK_AHEAD_BYTES = 1024 * 1024
+"""Compressed bytes that are taken out of the spool at a time."""
+
+
+class Link(Protocol):
+    """The part of `Publisher` that sending needs."""
+
+    async def send(self, packed: Packed) -> list[Header]:
+        """Take a batch; return what is safely in the queue now, in the order it was given."""
+        ...
+
+    async def flush(self) -> list[Header]:
+        """Send what is held; return what is safely in the queue now."""
+        ...
+
+
+class Sending:
+    """Sends a spool's batches over one link, which it must have to itself."""
+
+    def __init__(self, spool: Spool, link: Link) -> None:
+        self._spool = spool
+        self._link = link
+        self._under_way: deque[Waiting | None] = deque()
+        self._last = 0
+
+    async def send_all(self) -> int:
+        """Send what waits, as far as it fills messages; return how many batches that was."""
+        count = 0
+        while batches := await self._next():
+            for waiting in batches:
+                self._under_way.append(waiting)
+                self._last = waiting.number
+                self._note(await self._link.send(waiting.packed))
+            count += len(batches)
+            await asyncio.to_thread(self._spool.settle)
+        return count
+
+    async def send_beat(self, heartbeat: Packed) -> None:
+        """Send a heartbeat, which is not in the spool."""
+        self._under_way.append(None)
+        self._note(await self._link.send(heartbeat))
+
+    async def flush(self) -> None:
+        """Send what is held back, and remove from the spool what was taken."""
+        self._note(await self._link.flush())
+        await asyncio.to_thread(self._spool.settle)
+
+    async def _next(self) -> list[Waiting]:
+        return await asyncio.to_thread(self._spool.waiting, self._last, LOOK_AHEAD_BYTES)
+
+    def _note(self, accepted: list[Header]) -> None:
+        """Remove the batches that the queue took: they come back in the order they were given."""
+        taken = [self._under_way.popleft() for _ in accepted]
+        batches = [waiting for waiting in taken if waiting is not None]
+        if batches:
+            self._spool.taken(batches)
