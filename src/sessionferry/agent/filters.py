@@ -1,0 +1,231 @@
+"""What stays on the machine by its project, its path or its kind, and raw payloads.
+
+Lines are looked into without being parsed: the places of an object's members are found in its
+bytes, so that what is kept stays as it was, byte for byte.
+"""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sessionferry.agent import linear
+from sessionferry.agent.discover import Source, slug
+
+STRIPPED = "raw-payload"
+"""Under this name stripped payloads are counted."""
+
+_NESTED = linear.compiled(r'[^"{}\[\]]*(?:"(?:[^"\\]|\\.)*"[^"{}\[\]]*)*')
+_STRING = linear.compiled(r'"(?:[^"\\]|\\.)*"')
+_SCALAR = linear.compiled(r"[^\s,:{}\[\]\"]+")
+_SPACE = b" \t\r\n"
+# Events whose `data.raw` is what went to a provider or came from it, or a whole configuration.
+_RAW_EVENTS = re.compile(
+    r"llm:(?:request|response)(?::\w+)?|session:(?:start|resume|fork)(?::\w+)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of an object: its name, and where its value stands."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Places:
+    """Which files may be read at all, by project and by path."""
+
+    def __init__(
+        self,
+        *,
+        include_projects: Iterable[str] = (),
+        exclude_projects: Iterable[str] = (),
+        include_paths: Iterable[str] = (),
+        exclude_paths: Iterable[str] = (),
+    ) -> None:
+        """Take shell patterns; a project may also be named by its folder, then with all below."""
+        self._projects = _wanted(include_projects, exclude_projects, _project_pattern)
+        self._paths = _wanted(include_paths, exclude_paths, _path_pattern)
+
+    def admit(self, source: Source) -> bool:
+        """Whether this file may be read; an exclusion is stronger than an inclusion."""
+        return self._projects(source.key.project_slug) and self._paths(source.path.as_posix())
+
+
+class Kinds:
+    """Which lines may leave, by the name of their event, and without which payloads."""
+
+    def __init__(
+        self,
+        *,
+        drop: Iterable[str] = (),
+        sample: Mapping[str, float] | None = None,
+        strip_raw: bool = False,
+    ) -> None:
+        """Take shell patterns of names; `sample` has the share that is kept, 0 to 1."""
+        shares = [(pattern, 0.0) for pattern in drop] + list((sample or {}).items())
+        self._shares = [(_pattern(fnmatch.translate(glob)), share) for glob, share in shares]
+        self._strip_raw = strip_raw
+        self.version = _digest([shares, strip_raw]) if shares or strip_raw else ""
+
+    def keep(self, file_format: str, line: bytes) -> tuple[bytes, bool] | None:
+        """Return what is kept of a line, and whether a payload was stripped; None to drop it.
+
+        The same line has the same fate at any time: a sample is drawn by its hash.
+        """
+        top = {member.name: member for member in members(line, _first(line))}
+        names = event_names(file_format, line, top)
+        shares = [share for matches, share in self._shares if any(map(matches, names))]
+        if shares and _lot(line) >= min(shares):
+            return None
+        if self._strip_raw and file_format == "amplifier" and _RAW_EVENTS.fullmatch(names[0]):
+            return _without_raw(line, top)
+        return line, False
+
+    def keep_torn(self, file_format: str, rest: bytes) -> bytes | None:
+        """Return what is kept of an unterminated line: nothing, unless it is a whole object.
+
+        What a torn line is, and where its payload ends, cannot be told.
+        """
+        start = _first(rest)
+        if not rest.startswith(b"{", start) or _value_end(rest, start) != len(rest.rstrip(_SPACE)):
+            return None
+        kept = self.keep(file_format, rest)
+        return kept[0] if kept else None
+
+
+def event_names(file_format: str, line: bytes, top: Mapping[str, Member]) -> tuple[str, ...]:
+    """Return what a line's event is called: `llm:request`; `system`, `system:api_error`; …"""
+    name = _text(line, top.get("event")) or _text(line, top.get("type")) or ""
+    inner = None
+    if file_format == "claude_code":
+        inner = _text(line, top.get("subtype"))
+    elif file_format == "codex" and (payload := top.get("payload")):
+        kinds = [one for one in members(line, payload.start) if one.name == "type"]
+        inner = _text(line, kinds[-1]) if kinds else None
+    return (name, f"{name}:{inner}") if inner else (name,)
+
+
+def members(line: bytes, start: int) -> Iterator[Member]:
+    """Yield the members of the object at a place, as far as it is one; a list has none."""
+    if not line.startswith(b"{", start):
+        return
+    at = _skip(line, start + 1)
+    while name := _STRING.match(line, at):
+        at = _skip(line, name.end())
+        if line[at : at + 1] != b":":
+            return
+        begin = _skip(line, at + 1)
+        end = _value_end(line, begin)
+        if end is None:
+            return
+        yield Member(_decoded(name.group()) or "", begin, end)
+        at = _skip(line, end)
+        if line[at : at + 1] != b",":
+            return
+        at = _skip(line, at + 1)
+
+
+def _value_end(line: bytes, start: int) -> int | None:
+    sign = line[start : start + 1]
+    if sign not in (b"{", b"["):
+        match = (_STRING if sign == b'"' else _SCALAR).match(line, start)
+        return match.end() if match else None
+    depth = 0
+    at = start
+    while at < len(line):
+        depth += 1 if line[at] in b"{[" else -1
+        at += 1
+        if not depth:
+            return at
+        at = _NESTED.match(line, at).end()
+        if line[at : at + 1] == b'"':
+            return None
+    return None
+
+
+def _without_raw(line: bytes, top: Mapping[str, Member]) -> tuple[bytes, bool]:
+    """Put a note of its size in the place of `data.raw`."""
+    data = top.get("data")
+    inner = members(line, data.start) if data else iter(())
+    found = [one for one in inner if one.name == "raw" and line[one.start : one.start + 1] in b"{["]
+    for raw in reversed(found):
+        note = b'{"stripped_bytes":%d}' % (raw.end - raw.start)
+        if raw.end - raw.start > len(note):
+            line = line[: raw.start] + note + line[raw.end :]
+    return line, bool(found)
+
+
+def _first(line: bytes) -> int:
+    return _skip(line, 3 if line.startswith(b"\xef\xbb\xbf") else 0)
+
+
+def _skip(line: bytes, at: int) -> int:
+    while at < len(line) and line[at] in _SPACE:
+        at += 1
+    return at
+
+
+def _text(line: bytes, member: Member | None) -> str | None:
+    if member is None or line[member.start : member.start + 1] != b'"':
+        return None
+    return _decoded(line[member.start : member.end])
+
+
+def _decoded(string: bytes) -> str | None:
+    if b"\\" not in string:
+        return string[1:-1].decode(errors="replace")
+    try:
+        value: Any = orjson.loads(string)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _lot(line: bytes) -> float:
+    """Draw a number from 0 up to 1 for a line, always the same."""
+    return int.from_bytes(hashlib.sha256(line).digest()[:7], "big") / 2**56
+
+
+def _wanted(
+    include: Iterable[str], exclude: Iterable[str], pattern: Callable[[str], str]
+) -> Callable[[str], bool]:
+    inside = [_pattern(pattern(text)) for text in include]
+    outside = [_pattern(pattern(text)) for text in exclude]
+
+    def wanted(name: str) -> bool:
+        if any(matches(name) for matches in outside):
+            return False
+        return not inside or any(matches(name) for matches in inside)
+
+    return wanted
+
+
+def _project_pattern(text: str) -> str:
+    """Match a slug; a folder's own slug, and those of folders below it."""
+    if text.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
+        name = slug(Path(text).expanduser())
+        return f"{fnmatch.translate(name)}|{fnmatch.translate(f'{name}-*')}"
+    return fnmatch.translate(text)
+
+
+def _path_pattern(text: str) -> str:
+    """Match a file, or a folder and all below it."""
+    name = Path(text).expanduser().as_posix()
+    return f"{fnmatch.translate(name)}|{fnmatch.translate(f'{name}/*')}"
+
+
+def _pattern(text: str) -> Callable[[str], bool]:
+    compiled = re.compile(text)
+    return lambda name: compiled.match(name) is not None
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(orjson.dumps(value)).hexdigest()[:16]
