@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+PYTHON313 ?= python3.13
+RUNTIME := 1.3.0
 
-.PHONY: help setup demo test check format chaos fuzz bench containers lock clean
+.PHONY: help setup demo test check format chaos fuzz functions-runtime bench containers lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
 	@echo "make test    run all tests"
 	@echo "make check   lint, format check, strict types"
 	@echo "make chaos   a hundred kills while a fleet is shipped"
+	@echo "make functions-runtime  the function app in Microsoft's own worker (Python 3.13)"
 	@echo "make fuzz    millions of mutated inputs"
 	@echo "make bench   measure; writes build/bench.json"
 	@echo "make containers  render the Cosmos DB containers for infra/"
@@ -45,6 +48,12 @@ format: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m slow tests/chaos -s
+
+# Microsoft's worker library runs the app here as it does on the platform; it needs Python 3.13.
+functions-runtime: $(READY)
+	$(PYTHON313) -m venv build/functions-runtime
+	build/functions-runtime/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt azure-functions-runtime==$(RUNTIME)
+	$(BIN)/python -m pytest -rA tests/integration/test_functions_runtime.py
 
 fuzz: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m fuzz
