@@ -92,6 +92,7 @@ class Header(BaseModel):
     offset: _Count = Field(0, description="First byte's place in the file.")
     length: _Count = Field(0, description="Bytes after the header line.")
     format: str = Field("jsonl", max_length=64, description="What the lines mean.")
+    file_name: str | None = Field(None, max_length=1024, description="The file's own name.")
     agent: str = Field("", max_length=256, description="Program and version that sent this.")
     sent_at: str = Field("", max_length=64, description="ISO 8601, UTC.")
     traceparent: str | None = Field(None, max_length=256, description="W3C trace context.")

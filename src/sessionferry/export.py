@@ -6,17 +6,20 @@ bytes disagree (a conflict), the stored documents decide, line by line.
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 from sessionferry.archive import Archive, stream_folder
-from sessionferry.batch import Batch, Limits, decode, lines_of
+from sessionferry.batch import Batch, Header, Limits, decode, lines_of
 from sessionferry.errors import ArchiveMismatch, BadBatch
 from sessionferry.heads import Head
 from sessionferry.identity import STREAMS, Stream
 from sessionferry.store import Store
 
+# Nothing that leads elsewhere, hides, or is refused by some file system.
+_NAME = re.compile(r"""(?![. ])[^/\\:*?"<>|\x00-\x1f\x7f]{1,200}(?<![. ])""")
 FILE_NAMES: dict[Stream, str] = {"events": "events.jsonl", "transcript": "transcript.jsonl"}
 
 
@@ -44,20 +47,24 @@ class Exported(NamedTuple):
 async def export_session(
     store: Store, archive: Archive, head: Head, folder: Path
 ) -> list[Exported]:
-    """Write `metadata.json`, `transcript.jsonl` and `events.jsonl` as they were.
+    """Write a session's files as they were, under their own names.
 
+    A file whose sender did not name it is `metadata.json`, `transcript.jsonl` or `events.jsonl`.
     Raises `ArchiveMismatch` when the archive lacks bytes that the head counts.
     """
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     written = []
+    taken: set[str] = set()
     if head.metadata is not None:
-        payload = (await read_batch(archive, head.metadata.archive_key)).payload
-        written.append(await _write(folder / "metadata.json", _once(payload)))
-    written += [
-        await _write(folder / FILE_NAMES[name], file_bytes(store, archive, head, name))
-        for name in STREAMS
-        if name in head.streams
-    ]
+        batch = await read_batch(archive, head.metadata.archive_key)
+        name = _own_name(batch.header, "metadata.json", taken)
+        written.append(await _write(folder / name, _once(batch.payload)))
+    for stream in STREAMS:
+        if stream in head.streams:
+            first = await _first_header(archive, head, stream)
+            name = _own_name(first, FILE_NAMES[stream], taken)
+            content = file_bytes(store, archive, head, stream)
+            written.append(await _write(folder / name, content))
     return written
 
 
@@ -134,6 +141,24 @@ async def _by_documents(
                 sequence += 1
     if sequence < expected:
         raise ArchiveMismatch(f"Line {sequence} of {stream} is in no archived batch.")
+
+
+async def _first_header(archive: Archive, head: Head, stream: Stream) -> Header | None:
+    pieces = await archived_pieces(archive, head, stream)
+    tail = head.stream(stream).tail
+    key = pieces[0].key if pieces else tail.archive_key if tail else None
+    return (await read_batch(archive, key)).header if key else None
+
+
+def _own_name(header: Header | None, usual: str, taken: set[str]) -> str:
+    """Return the name of the file that was sent, if it is a harmless one and not used twice.
+
+    It came over the wire and is not trusted.
+    """
+    given = header.file_name if header else None
+    name = given if given and _NAME.fullmatch(given) and given not in taken else usual
+    taken.add(name)
+    return name
 
 
 async def _write(path: Path, blocks: AsyncIterator[bytes]) -> Exported:

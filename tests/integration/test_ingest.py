@@ -510,6 +510,31 @@ async def test_a_gap_in_the_archive_is_a_sentence(worker: Worker, tmp_path: Path
         await export_session(worker.store, worker.archive, await worker.head(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        *[(name, name) for name in ("a b.jsonl", "rollout-1.jsonl", "x", "caf\u00e9.jsonl")],
+        *[(name, "events.jsonl") for name in ("../../x", "a/b", "a\\b", "..", ".bashrc", "a.", "")],
+        *[(name, "events.jsonl") for name in ("nul:", "a\nb", "x" * 201, None)],
+    ],
+)
+async def test_a_file_gets_its_own_name_back_unless_that_does_harm(
+    worker: Worker, tmp_path: Path, given: str | None, name: str
+) -> None:
+    sent = part(0, 2)
+    await worker.take(Batch(sent.header.model_copy(update={"file_name": given}), sent.payload))
+    written = await export_session(worker.store, worker.archive, await worker.head(), tmp_path)
+    assert [file.path for file in written] == [tmp_path / name]
+    assert (tmp_path / name).read_bytes() == sent.payload
+
+
+async def test_two_files_never_take_one_name(worker: Worker, tmp_path: Path) -> None:
+    events = batch(line(0), file_name="one.jsonl")
+    await worker.take(events, batch(line(1), stream="transcript", file_name="one.jsonl"))
+    written = await export_session(worker.store, worker.archive, await worker.head(), tmp_path)
+    assert [file.path.name for file in written] == ["one.jsonl", "transcript.jsonl"]
+
+
 # ------------------------------------------------------------ verification
 
 

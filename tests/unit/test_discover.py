@@ -82,9 +82,9 @@ def test_another_tools_files_of_the_same_names_are_left_alone(tmp_path: Path) ->
     write(session / "context-intelligence", *ALL)
     write(tmp_path / "context-intelligence" / "sessions" / "s9", *ALL)
     assert names(found(tmp_path)) == [("p", "s1", "events")]
-    with pytest.raises(UserError, match="no Amplifier sessions"):
+    with pytest.raises(UserError, match="no sessions of Amplifier or Claude Code or Codex"):
         found(session / "context-intelligence")
-    with pytest.raises(UserError, match="no Amplifier sessions"):
+    with pytest.raises(UserError, match="no sessions of Amplifier or Claude Code or Codex"):
         found(session / "context-intelligence" / "events.jsonl")
 
 
@@ -144,6 +144,94 @@ def test_a_folder_that_cannot_be_read_is_named(
     assert str(shut) in caplog.text
 
 
+def test_a_backup_stands_for_a_file_that_is_missing(tmp_path: Path) -> None:
+    session = write(tmp_path / "p" / "sessions" / "s1", "metadata.json", "metadata.json.backup")
+    write(session, "transcript.jsonl.backup")
+    sources = found(tmp_path)
+    assert [source.path.name for source in sources] == ["metadata.json", "transcript.jsonl.backup"]
+    assert [source.file_name for source in sources] == ["metadata.json", "transcript.jsonl"]
+
+
+# ------------------------------------------------------------ Claude Code
+
+ONE = "0d3a8e6f-290f-4105-a327-a2496e5e2a83"
+TWO = "12a546d1-83a7-49a6-abba-5400db340b43"
+
+
+def test_claude_sessions_are_named_by_their_files_and_come_before_their_agents(
+    tmp_path: Path,
+) -> None:
+    project = write(tmp_path / "projects" / "-srv-app", f"{ONE}.jsonl", "agent-7.jsonl")
+    write(project, f"{TWO}.jsonl", "notes.jsonl", "other.json")
+    inner = write(project / TWO / "subagents", "agent-9.jsonl", "agent-9.meta.json")
+    write(inner / "workflows" / "wf_1", "agent-8.jsonl", "journal.jsonl")
+    write(project / TWO / "tool-results", "output.jsonl")
+    sources = found(tmp_path)
+    assert names(sources) == [
+        ("-srv-app", ONE, "transcript"),
+        ("-srv-app", TWO, "transcript"),
+        ("-srv-app", f"{TWO}_agent-8", "transcript"),
+        ("-srv-app", f"{TWO}_agent-9", "metadata"),
+        ("-srv-app", f"{TWO}_agent-9", "transcript"),
+        ("-srv-app", f"{TWO}_workflows_wf_1_journal", "transcript"),
+        ("-srv-app", "agent-7", "transcript"),
+    ]
+    assert {source.format for source in sources} == {"claude_code"}
+
+
+def test_on_request_any_json_lines_file_is_claudes(tmp_path: Path) -> None:
+    write(tmp_path / "copy", f"{ONE}.jsonl", "mine.jsonl")
+    with pytest.raises(UserError, match="no sessions"):
+        found(tmp_path)
+    assert names(found(tmp_path, file_format="claude_code")) == [
+        ("copy", ONE, "transcript"),
+        ("copy", "mine", "transcript"),
+    ]
+
+
+# ------------------------------------------------------------ Codex
+
+
+def rollout(
+    folder: Path, first_line: str, name: str = f"rollout-2026-07-11T12-00-00-{ONE}"
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    path.write_text(first_line)
+    return path
+
+
+def test_a_rollout_is_named_by_its_id_and_has_the_project_of_its_directory(tmp_path: Path) -> None:
+    day = tmp_path / "sessions" / "2026" / "07" / "11"
+    rollout(day, '{"type":"session_meta","payload":{"id":"x","cwd":"/srv/caf\\u00e9"}}\n')
+    rollout(tmp_path / "archived_sessions", '{"cwd" : "C:\\\\web"}\n', name="older")
+    rollout(tmp_path / "elsewhere", "torn", name=f"rollout-x-{TWO}")
+    sources = found(tmp_path)
+    assert names(sources) == [
+        ("-", TWO, "transcript"),
+        ("-C-web", "older", "transcript"),
+        ("-srv-caf\u00e9", ONE, "transcript"),
+    ]
+    assert {source.format for source in sources} == {"codex"}
+
+
+def test_a_rollout_keeps_its_project_while_it_grows(tmp_path: Path) -> None:
+    path = rollout(tmp_path, "")
+    with pytest.raises(UserError, match="no sessions"):
+        found(path)
+    first = '{"type":"session_meta","payload":{"cwd":"/srv/app","base_instructions":"'
+    for more in (first, "x" * 70_000, '"}}\n', '{"payload":{"cwd":"/other"}}\n'):
+        with path.open("a") as file:
+            file.write(more)
+        assert names(found(path)) == [("-srv-app", ONE, "transcript")]
+
+
+def test_a_rollout_that_is_being_archived_is_seen_once(tmp_path: Path) -> None:
+    for folder in ("archived_sessions", "sessions/2026/07/11"):
+        rollout(tmp_path / folder, '{"cwd":"/srv/app"}\n')
+    assert len(found(tmp_path)) == 1
+
+
 # ------------------------------------------------------------ JSON Lines
 
 
@@ -196,19 +284,35 @@ def test_two_files_of_one_stream_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no file or folder .*gone"):
         found(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"no Amplifier sessions below .*--format jsonl"):
+    with pytest.raises(UserError, match=r"no sessions of .* below .*--format jsonl"):
         found(tmp_path)
     with pytest.raises(UserError, match=r"no \.jsonl files below"):
         found(tmp_path, file_format="jsonl")
 
 
-def test_amplifiers_own_folder_is_the_default(
+def test_the_tools_own_folders_are_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CLAUDE_CONFIG_DIR", raising=False)
+    monkeypatch.delenv("CODEX_HOME", raising=False)
     assert default_paths() == []
-    (tmp_path / ".amplifier").mkdir()
-    assert default_paths() == [tmp_path / ".amplifier"]
+    homes = (".amplifier", ".claude/projects", ".codex/sessions", ".codex/archived_sessions")
+    for home in homes:
+        (tmp_path / home).mkdir(parents=True)
+    assert default_paths() == [tmp_path / home for home in homes]
+    assert default_paths("codex") == [tmp_path / home for home in homes[2:]]
+
+
+def test_tools_that_were_moved_are_found_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path / "c"))
+    monkeypatch.setenv("CODEX_HOME", str(tmp_path / "x"))
+    for home in ("c/projects", "x/sessions"):
+        (tmp_path / home).mkdir(parents=True)
+    assert default_paths() == [tmp_path / "c" / "projects", tmp_path / "x" / "sessions"]
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,7 @@ class Collector:
             generation=generation,
             revision=revision,
             format=file.source.format,
+            file_name=file.source.file_name,
             agent=AGENT,
         )
 

@@ -1,35 +1,32 @@
-"""Which files belong to which session.
+"""Which files belong to which session, in the places where tools keep them or on given paths."""
 
-Amplifier keeps a session in a folder of its own; any other JSON Lines file is, on request, one
-session with one transcript.
-"""
-
-import hashlib
 import logging
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from sessionferry.agent.layouts import (
+    LAYOUTS,
+    NOT_SESSIONS,
+    FormatChoice,
+    Found,
+    Role,
+    plain,
+    slug,
+    text,
+)
 from sessionferry.errors import UserError
-from sessionferry.identity import MAX_PART_BYTES, SessionKey, Stream
+from sessionferry.identity import SessionKey, Stream
 
 log = logging.getLogger(__name__)
 
-Role = Literal["events", "transcript", "metadata"]
-FormatChoice = Literal["amplifier", "jsonl"]
-
-_AMPLIFIER_FILES: dict[str, Role] = {
-    "metadata.json": "metadata",
-    "transcript.jsonl": "transcript",
-    "events.jsonl": "events",
-}
-# A folder of another tool's files with the same names, in another schema.
-_NOT_SESSIONS = frozenset({"context-intelligence"})
-_JSONL_ENDINGS = (".jsonl", ".ndjson")
+NO_HOMES = (
+    "No tool has sessions in its usual place (~/.amplifier, ~/.claude/projects, ~/.codex); "
+    "name the folders or files."
+)
+_TOOLS = {"amplifier": "Amplifier", "claude_code": "Claude Code", "codex": "Codex"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +37,8 @@ class Source:
     key: SessionKey
     role: Role
     format: str
+    is_child: bool = False
+    """Whether its session was started by another one."""
 
     @property
     def stream(self) -> Stream | None:
@@ -51,12 +50,17 @@ class Source:
         """Whether the writing tool rewrites the file as a whole; events are only appended to."""
         return self.role == "transcript"
 
+    @property
+    def file_name(self) -> str:
+        """The file's own name, as an export gives it back."""
+        return text(self.path.name.removesuffix(".backup"))
+
 
 def discover(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
     """Find the files below the given paths, metadata first within a session, parents first.
 
-    Raises `UserError` when a path does not exist or nothing is found, and when two files would be
-    the same stream.
+    With a format, only its files, also out of their usual places. Raises `UserError` when a path
+    does not exist or nothing is found, and when two files would be the same stream.
     """
     found: dict[Path, Source] = {}
     for path in paths:
@@ -67,30 +71,39 @@ def discover(paths: list[Path], user_id: str, file_format: FormatChoice | None) 
             found.setdefault(source.path, source)
     if not found:
         raise UserError(_nothing_found(paths, file_format))
-    _refuse_clashes(found.values())
-    return sorted(found.values(), key=_order)
+    sources = _without_copies(found.values())
+    _refuse_clashes(sources)
+    return sorted(sources, key=_order)
 
 
-def default_paths() -> list[Path]:
-    """Return where Amplifier keeps its sessions, if that exists."""
-    home = Path.home() / ".amplifier"
-    return [home] if home.is_dir() else []
+def default_paths(file_format: FormatChoice | None = None) -> list[Path]:
+    """Return where the tools keep their sessions, as far as that exists."""
+    asked = [LAYOUTS[file_format]] if file_format else LAYOUTS.values()
+    return [home for layout in asked for home in layout.homes() if home.is_dir()]
 
 
 def _below(path: Path, user_id: str, file_format: FormatChoice | None) -> Iterator[Source]:
-    if file_format == "jsonl":
-        yield from _jsonl_files(path, user_id)
-    elif path.is_dir():
-        for folder, names in _folders(path):
-            yield from _session_files(folder, names, user_id)
-    elif path.name in _AMPLIFIER_FILES:
-        yield from _session_files(path.parent, [path.name], user_id)
+    asked = file_format is not None
+    if file_format == "jsonl" and not path.is_dir():
+        yield _source(plain(path), user_id, "jsonl")
+        return
+    folders = _folders(path) if path.is_dir() else [(path.parent, [path.name])]
+    formats: Iterable[FormatChoice] = [file_format] if file_format else LAYOUTS
+    for folder, names in folders:
+        for name in formats:
+            for found in LAYOUTS[name].find(folder, names, asked):
+                yield _source(found, user_id, name)
+
+
+def _source(found: Found, user_id: str, file_format: str) -> Source:
+    key = SessionKey(user_id, found.project, found.session)
+    return Source(found.path, key, found.role, file_format, found.is_child)
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
     """Walk down without following links, so that a loop of links cannot trap us."""
     for folder, inner, names in os.walk(path, followlinks=False, onerror=_report):
-        inner[:] = sorted(name for name in inner if name not in _NOT_SESSIONS)
+        inner[:] = sorted(name for name in inner if name not in NOT_SESSIONS)
         yield Path(folder), [name for name in names if _may_be_file(Path(folder, name))]
 
 
@@ -108,57 +121,13 @@ def _may_be_file(path: Path) -> bool:
         return True
 
 
-def _session_files(folder: Path, names: list[str], user_id: str) -> Iterator[Source]:
-    own = sorted(name for name in names if name in _AMPLIFIER_FILES)
-    if not own or folder.name in _NOT_SESSIONS:
-        return
-    key = SessionKey(user_id, _project_of(folder), _text(folder.name))
-    for name in own:
-        yield Source(folder / name, key, _AMPLIFIER_FILES[name], "amplifier")
-
-
-def _project_of(folder: Path) -> str:
-    """Name the project: `<slug>/sessions/<id>`, else the slug of the folder around the session."""
-    if folder.parent.name == "sessions":
-        return _text(folder.parent.parent.name) or "-"
-    return slug(folder.parent)
-
-
-def _jsonl_files(path: Path, user_id: str) -> Iterator[Source]:
-    for file in _files(path):
-        key = SessionKey(user_id, slug(file.parent), _session_name(file))
-        yield Source(file, key, "transcript", "jsonl")
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    for folder, names in _folders(path):
-        for name in sorted(names):
-            if name.endswith(_JSONL_ENDINGS):
-                yield folder / name
-
-
-def _session_name(file: Path) -> str:
-    return _text(file.stem if file.suffix == ".jsonl" else file.name)
-
-
-def slug(folder: Path) -> str:
-    """Name a folder as Amplifier does: `/srv/app/api` gives `-srv-app-api`."""
-    name = re.sub(r"[/\\]", "-", _text(str(folder))).replace(":", "")
-    name = name if name.startswith("-") else f"-{name}"
-    if len(name.encode()) <= MAX_PART_BYTES:
-        return name
-    # Names of this length are rare; their end tells them apart best, and the digest for certain.
-    return f"-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-200:]}"
-
-
-def _text(name: str) -> str:
-    """Make a file name text: bytes that are not UTF-8 become `%XX`."""
-    return "".join(
-        f"%{ord(sign) - 0xDC00:02X}" if "\udc80" <= sign <= "\udcff" else sign for sign in name
-    )
+def _without_copies(sources: Iterable[Source]) -> list[Source]:
+    """Leave out what is seen twice because Codex moves a thread's file while folders are read."""
+    kept: dict[tuple[SessionKey, Role, str], Source] = {}
+    for source in sources:
+        name = source.path.name if source.format == "codex" else str(source.path)
+        kept.setdefault((source.key, source.role, name), source)
+    return list(kept.values())
 
 
 def _refuse_clashes(sources: Iterable[Source]) -> None:
@@ -174,15 +143,19 @@ def _refuse_clashes(sources: Iterable[Source]) -> None:
 
 def _order(source: Source) -> tuple[str, bool, str, bool, str]:
     key = source.key
-    is_child = "_" in key.session_id
-    return (key.project_slug, is_child, key.session_id, source.stream is not None, source.role)
+    streams_last = source.stream is not None
+    return (key.project_slug, source.is_child, key.session_id, streams_last, source.role)
 
 
 def _nothing_found(paths: list[Path], file_format: FormatChoice | None) -> str:
     named = ", ".join(str(path) for path in paths)
     if file_format == "jsonl":
         return f"There are no .jsonl files below {named}."
+    tools = _TOOLS[file_format] if file_format else " or ".join(_TOOLS.values())
     return (
-        f"There are no Amplifier sessions below {named}. "
+        f"There are no sessions of {tools} below {named}. "
         "For other JSON Lines files use --format jsonl."
     )
+
+
+__all__ = ["NO_HOMES", "FormatChoice", "Role", "Source", "default_paths", "discover", "slug"]

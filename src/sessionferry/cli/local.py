@@ -46,8 +46,8 @@ def _ready(data: Path, stack: LocalStack) -> None:
         f"  connect with  the string in {data / 'local.json'}",
         "",
         "In another terminal:",
-        "  ferry ship ~/.amplifier        send sessions",
+        "  ferry ship                     send sessions",
         "  ferry sessions                 see what is stored",
-        "  ferry verify ~/.amplifier      compare with the files",
+        "  ferry verify                   compare with the files",
     )
     typer.echo("\n".join(lines))

@@ -14,7 +14,7 @@ import typer
 
 from sessionferry import head_store, verification
 from sessionferry.agent.collecting import planned_bytes
-from sessionferry.agent.discover import FormatChoice, default_paths, discover
+from sessionferry.agent.discover import NO_HOMES, FormatChoice, default_paths, discover
 from sessionferry.archive import Archive
 from sessionferry.cli.output import (
     NOT_ALL_WELL,
@@ -150,7 +150,7 @@ def export(
 
 def verify(
     paths: list[Path] = typer.Argument(
-        None, help="Session folders or files (default: ~/.amplifier)."
+        None, help="Session folders or files (default: where the tools keep them)."
     ),
     file_format: FormatChoice | None = typer.Option(None, "--format", help="As for `ferry ship`."),
     whole_bytes: bool = typer.Option(False, "--bytes", help="Hash the archived bytes too."),
@@ -165,9 +165,9 @@ def verify(
     """
     chosen = settings(data)
     identity = Identity.from_settings(chosen)
-    wanted = paths or default_paths()
+    wanted = paths or default_paths(file_format)
     if not wanted:
-        raise UserError("There is no ~/.amplifier; name the folders or files to verify.")
+        raise UserError(NO_HOMES)
     sources = discover(wanted, identity.user_id, file_format)
 
     async def compare(reader: Reader) -> list[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from sessionferry.agent.collecting import Report, planned_bytes
-from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover
+from sessionferry.agent.discover import NO_HOMES, FormatChoice, Source, default_paths, discover
 from sessionferry.agent.gate import Checked, OpenGate
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import Spool, SpoolLock, open_spool
@@ -28,10 +28,10 @@ from sessionferry.settings import Endpoints, Settings, endpoints
 
 def ship(
     paths: list[Path] = typer.Argument(
-        None, help="Session folders or files (default: ~/.amplifier)."
+        None, help="Session folders or files (default: where the tools keep them)."
     ),
     file_format: FormatChoice | None = typer.Option(
-        None, "--format", help="jsonl: every .jsonl file is a plain transcript."
+        None, "--format", help="Only this format; jsonl: every .jsonl file is a plain transcript."
     ),
     supersede: bool = typer.Option(
         False, help="Send files anew, as a new generation that replaces what is stored."
@@ -46,9 +46,9 @@ def ship(
     """
     chosen = settings(data)
     identity = Identity.from_settings(chosen)
-    wanted = paths or default_paths()
+    wanted = paths or default_paths(file_format)
     if not wanted:
-        raise UserError("There is no ~/.amplifier; name the folders or files to ship.")
+        raise UserError(NO_HOMES)
     sources = discover(wanted, identity.user_id, file_format)
     report = asyncio.run(
         ship_sources(chosen, identity, sources, resend=resend, supersede=supersede)
