@@ -62,9 +62,13 @@ class Consumer:
 
 async def open_ingest(settings: Settings) -> Ingest:
     """Open what the settings name; raises `UserError` when one is missing."""
-    if settings.store is None or settings.archive is None or settings.inbox is None:
-        raise UserError("The Function App needs FERRY_STORE, FERRY_ARCHIVE and FERRY_INBOX.")
-    store = await open_store(settings.store.get_secret_value())
+    url = settings.store_url
+    if url is None or settings.archive is None or settings.inbox is None:
+        raise UserError(
+            "The Function App needs FERRY_ARCHIVE, FERRY_INBOX, and FERRY_STORE or "
+            "FERRY_COSMOS_ENDPOINT."
+        )
+    store = await open_store(url.get_secret_value(), settings)
     return Ingest(store, Archive.open(settings.archive), Archive.open(settings.inbox))
 
 

@@ -22,7 +22,7 @@ from sessionferry.parsing import Parsed, Refused, follow, parse
 
 DOCUMENT_TYPES: dict[str, str] = {"events": "event", "transcript": "transcript_message"}
 
-COSMOS_KEYS = frozenset({"ttl", "_rid", "_self", "_etag", "_attachments", "_ts", "_lsn"})
+COSMOS_KEYS = frozenset({"ttl", "_rid", "_self", "_etag", "_attachments", "_ts", "_lsn", "_listed"})
 PER_DELIVERY_KEYS = frozenset({"synced_at", "host_id", "payload_ref"})
 OUR_KEYS = frozenset(
     {

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -136,8 +136,11 @@ class Ingest:
         return outcome
 
     async def _count_attempt(self, marker: str) -> int:
+        return await self._retry(lambda: self._add_attempt(marker))
+
+    async def _add_attempt(self, marker: str) -> int:
         while True:
-            item = await self._retry(lambda: self.store.read_item("attempts", "attempts", marker))
+            item = await self.store.read_item("attempts", "attempts", marker)
             count = (item.document["count"] if item else 0) + 1
             document = {"id": marker, "partition_key": "attempts", "count": count}
             try:
@@ -304,20 +307,24 @@ class Ingest:
         except orjson.JSONDecodeError as error:
             raise BadBatch(f"The heartbeat is not JSON: {error}") from None
         heartbeat = hosts.parse_heartbeat(header, body)
+        document = await self._retry(lambda: self._merge_heartbeat(header, heartbeat))
+        if document["clones"]:
+            log.warning(
+                "two machines share one host_id",
+                extra={"event": "host_cloned", "machines": document["clones"]},
+            )
+        return Outcome(message_id=message.message_id, kind="heartbeat")
+
+    async def _merge_heartbeat(self, header: Header, heartbeat: hosts.Heartbeat) -> dict[str, Any]:
         host_id = escape(header.host_id)
         while True:
-            item = await self._retry(lambda: self.store.read_item("hosts", header.user_id, host_id))
+            item = await self.store.read_item("hosts", header.user_id, host_id)
             document = hosts.merge_heartbeat(item.document if item else None, header, heartbeat)
             try:
                 await self.store.write_item("hosts", document, item.etag if item else None)
             except ItemChanged:
                 continue
-            if document["clones"]:
-                log.warning(
-                    "two machines share one host_id",
-                    extra={"event": "host_cloned", "machines": document["clones"]},
-                )
-            return Outcome(message_id=message.message_id, kind="heartbeat")
+            return document
 
     # ------------------------------------------------------------ the head and after
 

@@ -1,15 +1,31 @@
-"""Retries: jittered waits, as long as the fault may pass and the time allows."""
+"""Retries: jittered waits, as long as the fault may pass and the time allows.
+
+Retries may be nested: a delivery retries what it asks of a store, and the store retries each of its
+requests. Those inside never go on after those around them have to end.
+"""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_base, wait_random_exponential
 
-from sessionferry.errors import Kind, classify, retry_after
+from sessionferry.errors import Kind, TransientError, classify, retry_after
 
 Result = TypeVar("Result")
+
+_ends_at: ContextVar[float] = ContextVar("ends_at", default=math.inf)
+"""When the innermost retry around the running code ends, on the monotonic clock."""
+
+
+def check_time() -> None:
+    """Refuse to begin what the retry around it has no time left for; raises `TransientError`."""
+    if time.monotonic() > _ends_at.get():
+        raise TransientError("The time for it is over.")
 
 
 class _WaitAsTold(wait_base):
@@ -33,10 +49,18 @@ async def retry(
     first: float = 0.05,
     most: float = 5.0,
 ) -> Result:
-    """Run `work` until it succeeds; give up after `seconds`, or at once on a permanent error."""
+    """Run `work` until it succeeds; give up after `seconds`, or at once on a permanent error.
+
+    What waiting would carry past the end is given up at once.
+    """
+    end = min(time.monotonic() + max(seconds, 0), _ends_at.get())
+
+    def is_over(state: RetryCallState) -> bool:
+        return time.monotonic() + state.upcoming_sleep >= end
+
     attempts = AsyncRetrying(
         retry=retry_if_exception(_may_pass),
-        stop=stop_after_delay(max(seconds, 0)),
+        stop=is_over,
         wait=_WaitAsTold(first, most),
         reraise=True,
     )
@@ -52,7 +76,11 @@ async def retry(
                 raise asyncio.CancelledError from None
             raise
 
-    return await attempts(attempt)
+    token = _ends_at.set(end)
+    try:
+        return await attempts(attempt)
+    finally:
+        _ends_at.reset(token)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ the names that Azure Functions uses for the same queue.
 import fcntl
 import os
 from pathlib import Path
+from typing import Literal
 
 import orjson
 from platformdirs import user_config_path, user_data_path
@@ -36,7 +37,38 @@ class Settings(BaseSettings):
     user_id: str | None = Field(None, description="Owner of what is sent from here.")
     host_id: str | None = Field(None, description="Name of this machine.")
     queue: str = Field(DEFAULT_QUEUE, description="Service Bus queue.")
-    store: SecretStr | None = Field(None, description="Store URL: sqlite:///…, postgresql://….")
+    store: SecretStr | None = Field(
+        None, description="Store URL: sqlite:///…, postgresql://…, cosmos://…."
+    )
+    cosmos_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("FERRY_COSMOS_ENDPOINT", "AMPLIFIER_COSMOS_ENDPOINT"),
+        description="Cosmos DB account, e.g. https://name.documents.azure.com:443/.",
+    )
+    cosmos_database: str = Field(
+        "amplifier-db",
+        validation_alias=AliasChoices("FERRY_COSMOS_DATABASE", "AMPLIFIER_COSMOS_DATABASE"),
+        description="Cosmos DB database.",
+    )
+    cosmos_auth_method: Literal["default_credential", "key"] | None = Field(
+        None,
+        validation_alias=AliasChoices("FERRY_COSMOS_AUTH_METHOD", "AMPLIFIER_COSMOS_AUTH_METHOD"),
+        description="`default_credential` or `key`.",
+    )
+    cosmos_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("FERRY_COSMOS_KEY", "AMPLIFIER_COSMOS_KEY"),
+        description="Cosmos DB key.",
+    )
+    cosmos_connection: SecretStr | None = Field(
+        None, description="Cosmos DB connection string: endpoint and key in one."
+    )
+    cosmos_create: bool = Field(
+        False, description="Whether a missing database or container is created from here."
+    )
+    cosmos_throughput_bucket: int | None = Field(
+        None, ge=1, le=5, description="Throughput bucket of the Cosmos DB account to draw on."
+    )
     archive: str | None = Field(None, description="Archive URL: file://…, az://…, s3://…, gs://….")
     inbox: str | None = Field(None, description="Inbox URL; same forms as the archive's.")
     connection: SecretStr | None = Field(
@@ -51,6 +83,13 @@ class Settings(BaseSettings):
     )
     spool_mb: int = Field(1000, ge=1, description="Most megabytes that wait to be sent.")
     spool_free_mb: int = Field(500, ge=0, description="Megabytes of the disk that stay free.")
+
+    @property
+    def store_url(self) -> SecretStr | None:
+        """The store's URL: FERRY_STORE, else the Cosmos DB account that the settings name."""
+        if self.store is None and (self.cosmos_endpoint or self.cosmos_connection):
+            return SecretStr("cosmos://")
+        return self.store
 
     @classmethod
     def read(cls, **given: object) -> "Settings":
@@ -155,7 +194,8 @@ def endpoints(settings: Settings) -> Endpoints:
     is_remote = settings.connection is not None or settings.namespace is not None
     # What goes to a remote queue must never look for its bytes in a local stack.
     local = None if is_remote else LocalStack.read(settings.data)
-    if not is_remote and settings.store is None and local is None:
+    store = settings.store or (SecretStr(local.store) if local else settings.store_url)
+    if not is_remote and store is None:
         raise UserError(
             f"There is no `ferry local` in {settings.data} and no Azure settings. "
             "Start one with `ferry local`, or set ServiceBusConnection or FERRY_STORE."
@@ -164,7 +204,7 @@ def endpoints(settings: Settings) -> Endpoints:
         queue=settings.queue,
         connection=settings.connection or (SecretStr(local.connection) if local else None),
         namespace=settings.namespace,
-        store_url=settings.store or (SecretStr(local.store) if local else None),
+        store_url=store,
         archive_url=settings.archive or (local.archive if local else None),
         inbox_url=settings.inbox or (local.inbox if local else None),
         local=local,

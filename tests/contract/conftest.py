@@ -1,5 +1,6 @@
 """Fixtures of the contract suites."""
 
+from support.cosmos_stores import cosmos_access, cosmos_server, cosmos_url, named_cosmos_access
 from support.postgres import (
     empty_postgres_url,
     migrated_postgres_url,
@@ -7,4 +8,13 @@ from support.postgres import (
     postgres_url,
 )
 
-__all__ = ["empty_postgres_url", "migrated_postgres_url", "postgres_server", "postgres_url"]
+__all__ = [
+    "cosmos_access",
+    "cosmos_server",
+    "cosmos_url",
+    "empty_postgres_url",
+    "migrated_postgres_url",
+    "named_cosmos_access",
+    "postgres_server",
+    "postgres_url",
+]

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sessionferry.store import LINE_CONTAINER, PARTITION_FIELD
+from sessionferry.store import LINE_CONTAINER, PARTITION_FIELD, SEARCHED
 from sessionferry.store.cosmos.containers import CONTAINERS, as_json, differences
 
 RENDERED = Path(__file__).parents[2] / "infra" / "cosmos-containers.json"
@@ -31,6 +31,11 @@ def test_a_container_excludes_everything_and_includes_what_is_asked_for(name: st
     assert policy["excludedPaths"] == [{"path": "/*"}]
     assert {"path": "/*"} not in policy["includedPaths"]
     assert f"{CONTAINERS[name].partition_key}/?" in CONTAINERS[name].included
+
+
+@pytest.mark.parametrize("path", [*SEARCHED.values(), ("user_id",), ("occurred_at",)])
+def test_what_searches_compare_is_indexed(path: tuple[str, ...]) -> None:
+    assert {f"/{'/'.join(path)}/?", f"/{path[0]}/*"} & set(EVENTS.included)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

@@ -179,7 +179,7 @@ async def test_a_missing_setting_is_a_sentence(
     monkeypatch.setenv("FERRY_ARCHIVE", "memory://")
     monkeypatch.setenv("FERRY_INBOX", "memory://")
     monkeypatch.delenv(missing)
-    with pytest.raises(UserError, match="FERRY_STORE, FERRY_ARCHIVE and FERRY_INBOX"):
+    with pytest.raises(UserError, match="FERRY_ARCHIVE, FERRY_INBOX, and FERRY_STORE"):
         await open_ingest(Settings.read())
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from sessionferry.errors import BadBatch, FerryError, ThrottledError, TransientError
-from sessionferry.retrying import retry
+from sessionferry.retrying import check_time, retry
 
 
 class Work:
@@ -67,3 +67,40 @@ async def test_a_cancellation_that_a_library_swallows_still_ends_the_retries() -
     with pytest.raises(asyncio.CancelledError):
         await task
     assert attempts == 1
+
+
+async def test_a_retry_inside_another_ends_when_the_outer_one_does() -> None:
+    inner = Work(*[TransientError(f"fault {number}") for number in range(10_000)])
+    started = time.monotonic()
+    with pytest.raises(TransientError, match="fault"):
+        await retry(lambda: retry(inner, seconds=60, first=0.001, most=0.01), seconds=0.1)
+    assert time.monotonic() - started < 2
+
+
+async def test_nothing_begins_when_the_time_around_it_is_over() -> None:
+    begun = 0
+
+    async def work() -> None:
+        nonlocal begun
+        check_time()
+        begun += 1
+        await asyncio.sleep(0.05)
+        check_time()
+        begun += 1
+
+    with pytest.raises(TransientError, match="time for it is over"):
+        await retry(work, seconds=0.03)
+    assert begun == 1
+
+
+async def test_a_wait_that_would_last_longer_than_the_time_is_not_begun() -> None:
+    started = time.monotonic()
+    work = Work(ThrottledError(retry_after=30))
+    with pytest.raises(ThrottledError):
+        await retry(work, seconds=5)
+    assert time.monotonic() - started < 1
+    assert work.calls == 1
+
+
+async def test_without_a_retry_around_it_there_is_time_for_everything() -> None:
+    check_time()

@@ -231,7 +231,7 @@ def folder_name(session_id: str) -> str:
 async def open_reader(chosen: Settings) -> AsyncIterator[Reader]:
     """Open the store and the archive of these settings."""
     target = endpoints(chosen)
-    store = await open_store(target.store.get_secret_value())
+    store = await open_store(target.store.get_secret_value(), chosen)
     try:
         yield Reader(store, Archive.open(target.archive))
     finally:

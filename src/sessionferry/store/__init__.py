@@ -78,7 +78,7 @@ class EventFilter:
 
 
 class Store(Protocol):
-    """A store of documents.
+    """A store of documents. Ids are escaped as `identity.escape` does; partitions are any text.
 
     Every method raises `TransientError` or `ThrottledError` when the store cannot answer now, and
     `PermanentError` when it never will.

@@ -39,9 +39,11 @@ _LINE_FIELDS = (
 _IN_ORDER: Composite = (("/generation", "ascending"), ("/sequence", "ascending"))
 
 
-def _by_time(path: str) -> Composite:
-    """Serve `WHERE path = … ORDER BY path DESC, occurred_at DESC`."""
-    return ((path, "descending"), ("/occurred_at", "descending"))
+_NEWEST_FIRST: Composite = (
+    *(("/user_id", "descending"), ("/occurred_at", "descending")),
+    *(("/sequence", "descending"), ("/partition_key", "descending")),
+)
+"""As searches are ordered; the user leads because every search names one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,30 +93,19 @@ CONTAINERS: Final = {
                 *("/deleted/?", "/parent_id/?", "/bundle/?", "/model/?", "/name/?"),
                 f"/{LISTING_KEY}/?",
             ),
-            composites=(
-                (("/project_slug", "descending"), (f"/{LISTING_KEY}", "descending")),
-                (("/project_slug", "descending"), ("/last_time", "descending")),
-                (("/deleted", "descending"), ("/last_time", "descending")),
-            ),
+            composites=((("/project_slug", "descending"), (f"/{LISTING_KEY}", "descending")),),
         ),
         Container(
             name="transcripts",
             partition_key="/partition_key",
             included=_LINE_FIELDS,
-            composites=(_IN_ORDER, _by_time("/role")),
+            composites=(_IN_ORDER,),
         ),
         Container(
             name="events",
             partition_key="/partition_key",
             included=_LINE_FIELDS,
-            composites=(
-                _IN_ORDER,
-                *(_by_time(path) for path in ("/user_id", "/event", "/lvl")),
-                *(
-                    _by_time(f"/summary/{name}")
-                    for name in ("tool_name", "model", "provider", "status")
-                ),
-            ),
+            composites=(_IN_ORDER, _NEWEST_FIRST),
         ),
         Container(
             name="heads",
