@@ -24,7 +24,7 @@ from sessionferry.coverage import Coverage
 from sessionferry.delivery import Message
 from sessionferry.errors import ItemChanged, TransientError, UserError
 from sessionferry.identity import SessionKey, Stream
-from sessionferry.store.sql import SqlStore
+from sessionferry.store.opening import open_store
 from support import schedules
 from support.schedules import (
     NEWER,
@@ -294,7 +294,7 @@ drawn = {
 
 @pytest.mark.parametrize("make", SCENARIOS, ids=named)
 def test_no_schedule_breaks_a_promise_in_sqlite_in_memory(make: Callable[[], Scenario]) -> None:
-    with _sql_runner("sqlite://") as check:
+    with _store_runner("sqlite://") as check:
 
         @settings(**drawn)
         @given(schedule_steps)
@@ -305,19 +305,20 @@ def test_no_schedule_breaks_a_promise_in_sqlite_in_memory(make: Callable[[], Sce
 
 
 def _database_url(request: pytest.FixtureRequest) -> str:
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
+    if request.param in {"postgresql", "cosmos"}:
+        fixture = {"postgresql": "postgres_url", "cosmos": "cosmos_url"}[request.param]
+        return str(request.getfixturevalue(fixture))
     return f"sqlite:///{request.getfixturevalue('tmp_path') / 'store.db'}"
 
 
-@pytest.fixture(params=["sqlite-file", "postgresql"])
+@pytest.fixture(params=["sqlite-file", "postgresql", "cosmos"])
 def database_url(request: pytest.FixtureRequest) -> str:
     return _database_url(request)
 
 
 def test_no_schedule_breaks_a_promise_in_a_database(database_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "archive"
-    with _sql_runner(database_url, f"file://{folder}") as check:
+    with _store_runner(database_url, f"file://{folder}") as check:
 
         @settings(**drawn | {"max_examples": 15})
         @given(st.sampled_from(SCENARIOS), schedule_steps)
@@ -328,11 +329,10 @@ def test_no_schedule_breaks_a_promise_in_a_database(database_url: str, tmp_path:
 
 
 @contextmanager
-def _sql_runner(
+def _store_runner(
     url: str, archive_url: str = "memory:///"
 ) -> Iterator[Callable[[Scenario, list[Step]], None]]:
     """One store for all examples: each scenario has sessions of its own."""
-    store = SqlStore.open(url)
     archive = Archive.open(archive_url)
 
     async def check(scenario: Scenario, schedule: list[Step]) -> None:
@@ -340,6 +340,7 @@ def _sql_runner(
         await follow(World(store, archive, MemoryArchive()), scenario, schedule, wanted)
 
     with asyncio.Runner() as runner:
+        store = runner.run(open_store(url))
         yield lambda scenario, schedule: runner.run(check(scenario, schedule))
         runner.run(store.close())
 

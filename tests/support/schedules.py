@@ -55,11 +55,13 @@ _is_old: ContextVar[bool] = ContextVar("is_old", default=False)
 class RollingBuilder(DocumentBuilder):
     """A builder of a fleet that is being upgraded: older consumers reject newer lines."""
 
-    def build(self, position: Position, line: bytes) -> Document | Rejected:
+    def build(
+        self, position: Position, line: bytes, sha256: bytes | None = None
+    ) -> Document | Rejected:
         if _is_old.get() and NEWER in line:
-            sha256 = hashlib.sha256(line).digest()
+            sha256 = sha256 or hashlib.sha256(line).digest()
             return self._reject(position, line, sha256, Refused("not_json"))
-        return super().build(position, line)
+        return super().build(position, line, sha256)
 
 
 async def retry_at_once(work: Callable[[], Awaitable[Result]], *, seconds: float) -> Result:
