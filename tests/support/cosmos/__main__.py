@@ -2,12 +2,15 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import signal
 import sys
+from pathlib import Path
 
 from tests.support.cosmos.account import Account
 from tests.support.cosmos.auth import EMULATOR_KEY, Authority
+from tests.support.cosmos.journal import SqliteJournal
 from tests.support.cosmos.server import CosmosServer
 
 
@@ -17,15 +20,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--key", default=EMULATOR_KEY, help="base64; default: the emulator's key")
+    parser.add_argument("--data", type=Path, help="a SQLite file that keeps everything")
     parser.add_argument("--physical-partitions", type=int, default=4)
     return parser.parse_args()
 
 
 async def serve(options: argparse.Namespace) -> None:
     """Run until SIGTERM or SIGINT."""
-    server = CosmosServer(
-        Account(physical_partitions=options.physical_partitions), authority=Authority(options.key)
+    # Items are many and have no cycles: looking for some would cost a third of the time.
+    gc.set_threshold(200_000, 20, 100)
+    account = Account(
+        physical_partitions=options.physical_partitions,
+        journal=SqliteJournal(options.data) if options.data is not None else None,
     )
+    server = CosmosServer(account, authority=Authority(options.key))
     endpoint = await server.start(options.host, options.port)
     sys.stdout.write(json.dumps({"endpoint": endpoint}) + "\n")
     sys.stdout.flush()

@@ -4,34 +4,13 @@ import itertools
 import time
 from typing import Any
 
-from tests.support.cosmos.containers import Container, Journal, new_etag, resource_id
+from tests.support.cosmos.containers import Container, new_etag, resource_id
 from tests.support.cosmos.errors import OWNER_NOT_FOUND, ServiceError, bad_request, not_found
 from tests.support.cosmos.items import check_id
+from tests.support.cosmos.journal import Journal, SqliteJournal
 from tests.support.cosmos.queries import Searcher
 
 MIN_THROUGHPUT = 400
-
-
-class NoJournal:
-    """Nothing is kept over a restart."""
-
-    def put(self, *_: object) -> None:
-        """Not kept."""
-
-    def remove(self, *_: object) -> None:
-        """Not kept."""
-
-    def define(self, *_: object) -> None:
-        """Not kept."""
-
-    def forget(self, *_: object) -> None:
-        """Not kept."""
-
-    def commit(self) -> None:
-        """Nothing to do."""
-
-    def rollback(self) -> None:
-        """Nothing to do."""
 
 
 class Database:
@@ -62,12 +41,14 @@ class Database:
 class Account:
     """All that one endpoint serves."""
 
-    def __init__(self, *, physical_partitions: int = 4, journal: Any = None) -> None:
+    def __init__(self, *, physical_partitions: int = 4, journal: Journal | None = None) -> None:
         self.physical_partitions = physical_partitions
-        self.journal: Journal = journal or NoJournal()
+        self.journal = journal or Journal()
         self.databases: dict[str, Database] = {}
         self.searchers: dict[str, Searcher] = {}
         self._numbers = itertools.count(1)
+        if isinstance(journal, SqliteJournal):
+            self._restore(journal)
 
     # ------------------------------------------------------------ databases
 
@@ -93,8 +74,13 @@ class Account:
         name = check_id(definition.get("id"))
         if name in self.databases:
             raise _exists()
-        database = Database(name, next(self._numbers))
+        return self._add_database(name, next(self._numbers))
+
+    def _add_database(self, name: str, number: int) -> Database:
+        database = Database(name, number)
         self.databases[name] = database
+        self.journal.put_database(name, number)
+        self.journal.commit()
         return database
 
     def delete_database(self, name: str) -> None:
@@ -103,6 +89,8 @@ class Account:
         for container in list(database.containers):
             self.delete_container(database, container)
         del self.databases[database.name]
+        self.journal.remove_database(database.name)
+        self.journal.commit()
 
     # ------------------------------------------------------------ containers
 
@@ -137,19 +125,34 @@ class Account:
         name = check_id(definition.get("id"))
         if name in database.containers:
             raise _exists()
+        return self._add_container(database, next(database.numbers), definition, throughput)
+
+    def _add_container(
+        self,
+        database: Database,
+        number: int,
+        definition: dict[str, Any],
+        throughput: dict[str, Any] | None,
+    ) -> Container:
         container = Container(
-            name,
             definition,
+            database_name=database.name,
             database_number=database.number,
-            number=next(database.numbers),
+            number=number,
             physical_partitions=self.physical_partitions,
             journal=self.journal,
-            path=f"{database.name}/{name}",
         )
         container.throughput = throughput
-        database.containers[name] = container
+        database.containers[container.name] = container
         self.searchers[container.rid] = Searcher(container)
+        self._keep(container)
         return container
+
+    def _keep(self, container: Container) -> None:
+        self.journal.put_container(
+            container.path, container.number, container.definition, container.throughput
+        )
+        self.journal.commit()
 
     def replace_container(self, container: Container, definition: dict[str, Any]) -> None:
         """Change what may be changed: the indexing policy and the default TTL.
@@ -164,16 +167,30 @@ class Account:
         ):
             raise bad_request("The partition key definition of a container cannot be changed.")
         container.redefine({**container.definition, **definition})
+        self._keep(container)
 
     def delete_container(self, database: Database, name: str) -> None:
         """A container and all in it."""
         container = self.container(database.name, name)
         del database.containers[container.name]
         del self.searchers[container.rid]
+        self.journal.remove_container(container.path)
+        self.journal.commit()
 
     def all_containers(self) -> list[Container]:
         """Every container of every database."""
         return [one for owner in self.databases.values() for one in owner.containers.values()]
+
+    def _restore(self, journal: SqliteJournal) -> None:
+        for name, number in journal.databases():
+            self._add_database(name, number)
+            self._numbers = itertools.count(number + 1)
+        for path, number, definition, throughput in journal.containers():
+            database = self.databases[path.split("/")[0]]
+            container = self._add_container(database, number, definition, throughput)
+            database.numbers = itertools.count(number + 1)
+            for key, item_number, body in journal.items(path):
+                container.restore(key, item_number, body)
 
 
 def _exists() -> ServiceError:

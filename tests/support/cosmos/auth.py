@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 import jwt
 from tests.support.cosmos.errors import NOT_AUTHORIZED_BY_ROLE, ServiceError
@@ -19,12 +20,25 @@ EMULATOR_KEY = (
     "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 )
 MAX_CLOCK_DIFFERENCE = 15 * 60  # seconds
-DATA_RESOURCES = {"docs", "partitionkey", "pkranges"}
+METADATA = {"", "dbs", "colls", "pkranges"}  # what every role may read
 
 
-def sign(key: str, verb: str, resource_type: str, resource: str, date: str) -> str:
-    """The signature of a request, as the client and the service compute it."""
-    text = f"{verb.lower()}\n{resource_type.lower()}\n{resource}\n{date.lower()}\n\n"
+class Asked(NamedTuple):
+    """What a request wants: its resource as signatures name it, and whether it is about items."""
+
+    verb: str
+    resource_type: str
+    resource: str
+    data: bool
+    write: bool
+
+    def text(self, date: str) -> str:
+        """What is signed."""
+        return f"{self.verb.lower()}\n{self.resource_type}\n{self.resource}\n{date.lower()}\n\n"
+
+
+def sign(key: str, text: str) -> str:
+    """A signature, as the client and the service compute it."""
     digest = hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()
     return base64.b64encode(digest).decode()
 
@@ -59,21 +73,19 @@ class Authority:
     """Checks the authorization of requests to one account."""
 
     def __init__(
-        self, key: str = EMULATOR_KEY, *, issuer: TokenIssuer | None = None, local: bool = True
+        self,
+        key: str = EMULATOR_KEY,
+        *,
+        issuer: TokenIssuer | None = None,
+        keys_allowed: bool = True,
+        key_may_change_metadata: bool = True,
     ) -> None:
         self.key = key
         self.issuer = issuer
-        self.local = local  # whether keys work at all; accounts may refuse them
+        self.keys_allowed = keys_allowed
+        self.key_may_change_metadata = key_may_change_metadata
 
-    def check(
-        self,
-        verb: str,
-        resource_type: str,
-        resource: str,
-        headers: Mapping[str, str],
-        *,
-        write: bool,
-    ) -> None:
+    def check(self, asked: Asked, headers: Mapping[str, str]) -> None:
         """Let a request pass.
 
         Raises:
@@ -85,24 +97,28 @@ class Authority:
             raise _unauthorized("Required Header authorization is missing.")
         parts = dict(urllib.parse.parse_qsl(urllib.parse.unquote(given), keep_blank_values=True))
         if parts.get("type") == "aad":
-            self._check_role(parts.get("sig", ""), verb, resource_type, write=write)
+            self._check_role(parts.get("sig", ""), asked)
         elif parts.get("type") == "master":
             signature = urllib.parse.unquote(given).partition("sig=")[2]
-            self._check_signature(signature, verb, resource_type, resource, headers)
+            self._check_signature(signature, asked, headers)
+            if asked.write and not asked.data and not self.key_may_change_metadata:
+                raise ServiceError(
+                    403,
+                    f"Operation '{asked.verb}' on resource '{asked.resource_type}' is not allowed "
+                    "through Azure Cosmos DB endpoint. Please switch on such operations for your "
+                    "account, or perform this operation through Azure Resource Manager.",
+                )
         else:
-            raise _unauthorized(
-                "The authorization token is neither of type master nor of type aad."
-            )
+            raise _unauthorized("The authorization token is neither master nor aad.")
 
-    def _check_signature(
-        self, given: str, verb: str, resource_type: str, resource: str, headers: Mapping[str, str]
-    ) -> None:
-        if not self.local:
+    def _check_signature(self, given: str, asked: Asked, headers: Mapping[str, str]) -> None:
+        if not self.keys_allowed:
             raise _unauthorized(
                 "Local Authorization is disabled. Use an AAD token to authorize all requests."
             )
         date = headers.get("x-ms-date", "")
-        expected = sign(self.key, verb, resource_type, resource, date)
+        text = asked.text(date)
+        expected = sign(self.key, text)
         try:
             matches = hmac.compare_digest(base64.b64decode(given), base64.b64decode(expected))
         except (ValueError, binascii.Error):
@@ -112,21 +128,20 @@ class Authority:
                 "The input authorization token can't serve the request. The wrong key is being "
                 "used or the expected payload is not built as per the protocol. For more info: "
                 "https://aka.ms/cosmosdb-tsg-unauthorized. Server used the following payload to "
-                f"sign: '{verb.lower()}\n{resource_type}\n{resource}\n{date.lower()}\n\n'"
+                f"sign: '{text}'"
             )
         _check_clock(date)
 
-    def _check_role(self, token: str, verb: str, resource_type: str, *, write: bool) -> None:
+    def _check_role(self, token: str, asked: Asked) -> None:
         if self.issuer is None:
             raise _unauthorized("This account takes no AAD tokens.")
         role = self.issuer.role(token)
-        reads_metadata = verb == "GET" and resource_type in {"", "colls"}
-        allowed = resource_type in DATA_RESOURCES and (role == "contributor" or not write)
-        if not (reads_metadata or allowed):
+        reads_metadata = asked.verb == "GET" and asked.resource_type in METADATA
+        if not (reads_metadata or (asked.data and (role == "contributor" or not asked.write))):
             raise ServiceError(
                 403,
                 "Request blocked by Auth: the principal does not have the required RBAC "
-                f"permissions to perform {verb} on '{resource_type}'. "
+                f"permissions to perform {asked.verb} on '{asked.resource_type}'. "
                 "Learn more: https://aka.ms/cosmos-native-rbac.",
                 substatus=NOT_AUTHORIZED_BY_ROLE,
             )

@@ -1,55 +1,41 @@
 """A container: its logical and physical partitions, and writes to its items."""
 
 import base64
+import heapq
 import itertools
 import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from tests.support.cosmos import cost
 from tests.support.cosmos.errors import PARTITION_KEY_MISMATCH, ServiceError, bad_request, not_found
 from tests.support.cosmos.indexing import IndexingPolicy
 from tests.support.cosmos.items import (
-    MAX_ITEM_BYTES,
     Answer,
     Item,
-    check_item,
     check_preconditions,
-    too_large,
+    encode,
 )
+from tests.support.cosmos.journal import Journal
 from tests.support.cosmos.partitions import (
-    MAX_KEY_BYTES,
     MISSING,
-    KeyPart,
-    Missing,
+    Key,
     Range,
     TokenBucket,
     effective_key,
+    encode_part,
     split_evenly,
 )
 
-Key = tuple[KeyPart | Missing, ...]
-
-
-class Journal(Protocol):
-    """Where writes are kept over a restart of the server."""
-
-    def put(self, container: str, key: Key, item: Item) -> None:
-        """An item as it is now."""
-
-    def remove(self, container: str, key: Key, item_id: str) -> None:
-        """An item is gone."""
-
-    def commit(self) -> None:
-        """All since the last commit stands together."""
-
-    def rollback(self) -> None:
-        """All since the last commit is to be forgotten."""
-
-
+UNKNOWN = {
+    "computedProperties",
+    "vectorEmbeddingPolicy",
+    "fullTextPolicy",
+    "materializedViewDefinition",
+}
 _RUN = secrets.token_hex(6)
 _VERSIONS = itertools.count(1)
 
@@ -60,12 +46,9 @@ def new_etag() -> str:
 
 
 def resource_id(*numbers: int) -> str:
-    """A `_rid`: numbers in base64, with - where base64 has /."""
-    sizes = (4, 4, 8)
-    packed = b"".join(
-        number.to_bytes(size, "big") for number, size in zip(numbers, sizes, strict=False)
-    )
-    return base64.b64encode(packed).decode().replace("/", "-")
+    """The `_rid` of a database or a container: numbers in base64, with - where base64 has /."""
+    packed = b"".join(number.to_bytes(4, "big") for number in numbers)
+    return base64.b64encode(packed, b"+-").decode()
 
 
 @dataclass(slots=True)
@@ -101,20 +84,20 @@ class Container:
 
     def __init__(
         self,
-        name: str,
         definition: dict[str, Any],
         *,
+        database_name: str,
         database_number: int,
         number: int,
         physical_partitions: int,
         journal: Journal,
-        path: str,
     ) -> None:
-        self.name = name
-        self.path = path
+        self.name: str = definition["id"]
+        self.path = f"{database_name}/{self.name}"
         self.number = number
         self.database_number = database_number
         self.rid = resource_id(database_number, number)
+        self._rid_prefix = base64.b64decode(self.rid, b"+-")
         self.self_link = f"dbs/{resource_id(database_number)}/colls/{self.rid}/"
         self.journal = journal
         self.throughput: dict[str, Any] | None = None
@@ -125,21 +108,27 @@ class Container:
         ]
         self._partitions: dict[Key, LogicalPartition] = {}
         self._numbers = itertools.count(1)
+        self._deadlines: list[tuple[int, Key, str, str]] = []
         self._undo: list[tuple[LogicalPartition, str, Item | None]] | None = None
 
     # ------------------------------------------------------------ definition
 
     def redefine(self, definition: dict[str, Any]) -> None:
         """Take a definition, checked and completed."""
+        unknown = sorted(key for key in UNKNOWN if definition.get(key))
+        if (definition.get("uniqueKeyPolicy") or {}).get("uniqueKeys"):
+            unknown.append("uniqueKeyPolicy")
+        if unknown:
+            raise bad_request(f"This test server does not know {', '.join(unknown)}.")
         self.key_paths = _key_paths(definition)
         self.policy = IndexingPolicy.parse(definition.get("indexingPolicy"))
         self.definition = {
             **definition,
-            "id": self.name,
             "indexingPolicy": self.policy.definition,
         }
         self.etag = new_etag()
         self.changed = int(time.time())
+        self.default_ttl: int | None = definition.get("defaultTtl")
 
     def describe(self) -> dict[str, Any]:
         """The container as a client reads it."""
@@ -265,7 +254,7 @@ class Container:
 
     def check_key(self, partition: LogicalPartition, body: dict[str, Any]) -> None:
         """The item's own properties and the request's partition key must agree."""
-        if self.key_of(check_item(body)) != partition.key:
+        if self.key_of(body) != partition.key:
             raise bad_request(
                 "PartitionKey extracted from document doesn't match the one specified in the "
                 "header. Learn more: https://aka.ms/CosmosDB/sql/errors/wrong-pk-value",
@@ -273,11 +262,11 @@ class Container:
             )
 
     def restore(self, key: Key, number: int, raw: bytes) -> None:
-        """Take back an item from the journal."""
+        """Take back an item from the journal; later ones have higher numbers."""
         partition = self.partition(key)
         body = orjson.loads(raw)
         partition.physical.lsn += 1
-        partition.items[body["id"]] = Item(
+        item = Item(
             body["id"],
             number,
             partition.physical.lsn,
@@ -286,7 +275,28 @@ class Container:
             raw,
             self.policy.count_values(body),
         )
-        self._numbers = itertools.count(max(number + 1, next(self._numbers)))
+        partition.items[item.id] = item
+        self._note_deadline(key, item)
+        self._numbers = itertools.count(number + 1)
+
+    # ------------------------------------------------------------ expiry
+
+    def remove_expired(self) -> None:
+        """Remove the items whose time to live is over, as the service does in the background."""
+        now = time.time()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, key, item_id, etag = heapq.heappop(self._deadlines)
+            partition = self.partition(key)
+            item = partition.items.get(item_id)
+            if item is not None and item.etag == etag:
+                self._forget(partition, item_id)
+
+    def _note_deadline(self, key: Key, item: Item) -> None:
+        """Without a TTL of the container, those of its items do not count."""
+        seconds = item.body.get("ttl", self.default_ttl) if self.default_ttl is not None else None
+        if seconds is not None and seconds != -1:
+            deadline = item.body["_ts"] + seconds
+            heapq.heappush(self._deadlines, (deadline, key, item.id, item.etag))
 
     # ------------------------------------------------------------ transactions
 
@@ -320,7 +330,7 @@ class Container:
         return item
 
     def _store(self, partition: LogicalPartition, body: dict[str, Any], number: int) -> Item:
-        rid = resource_id(self.database_number, self.number, number)
+        rid = self._item_rid(number)
         etag = new_etag()
         indexed_values = self.policy.count_values(body)
         body = {
@@ -331,15 +341,18 @@ class Container:
             "_attachments": "attachments/",
             "_ts": int(time.time()),
         }
-        raw = orjson.dumps(body)
-        if len(raw) > MAX_ITEM_BYTES:
-            raise too_large()
+        raw = encode(body)
         partition.physical.lsn += 1
         item = Item(body["id"], number, partition.physical.lsn, etag, body, raw, indexed_values)
         self._remember(partition, item.id)
         partition.items[item.id] = item
         self.journal.put(self.path, partition.key, item)
+        self._note_deadline(partition.key, item)
         return item
+
+    def _item_rid(self, number: int) -> str:
+        packed = self._rid_prefix + number.to_bytes(8, "big")
+        return base64.b64encode(packed, b"+-").decode()
 
     def _forget(self, partition: LogicalPartition, item_id: str) -> None:
         self._remember(partition, item_id)
@@ -360,16 +373,12 @@ def _key_paths(definition: dict[str, Any]) -> list[list[str]]:
     return [[part.strip('"') for part in path[1:].split("/")] for path in paths]
 
 
-def _at(body: dict[str, Any], path: list[str]) -> KeyPart | Missing:
+def _at(body: dict[str, Any], path: list[str]) -> bytes:
     value: Any = body
     for name in path:
         if not isinstance(value, dict) or name not in value:
             return MISSING
         value = value[name]
-    if isinstance(value, dict | list):
-        raise bad_request(
-            "The partition key's value must be a string, a number, a boolean or null."
-        )
-    if isinstance(value, str) and len(value.encode()) > MAX_KEY_BYTES:
-        raise bad_request("The partition key's value is longer than 2,048 bytes.")
-    return value  # type: ignore[no-any-return]
+    if value == {}:
+        raise bad_request("A partition key's value must not be an object.")
+    return encode_part(value)

@@ -7,15 +7,17 @@ from typing import Any
 
 from tests.support.cosmos.errors import ServiceError, throttled
 
-STATUSES = {408, 410, 413, 429, 449, 500, 503}
+STATUSES = {401, 403, 408, 410, 413, 429, 449, 500, 503}
 
 
 @dataclass
 class Faults:
     """Each rate is a probability from 0 to 1, drawn per request (or per operation of a batch).
 
-    Only requests for items are hit, and of these what `target` says: reads of accounts, databases,
-    containers and partition ranges always succeed, as the client would not survive them otherwise.
+    Only requests for items are hit, and of these what `target` says; requests for accounts,
+    databases, containers, partition ranges and query plans are let alone. `next` and
+    `next_operations` are used up first, one word a request: `pass`, a status such as `429`,
+    `reset_before`, `reset_after` or `hang_after`.
     """
 
     seed: int = 0
@@ -27,11 +29,13 @@ class Faults:
     operation_error_rates: dict[int, float] = dataclasses.field(default_factory=dict)
     reset_before_rate: float = 0.0  # the connection ends, nothing was done
     reset_after_rate: float = 0.0  # the connection ends, the write stands
+    hang_after_rate: float = 0.0  # the write stands, the answer comes after hang_ms
+    hang_ms: float = 60_000.0
     latency_ms: float = 0.0
     latency_jitter_ms: float = 0.0
     request_units_per_second: float = 0.0  # of a container; 0 is no limit
     next: list[str] = dataclasses.field(default_factory=list)  # one-off faults, first in first out
-    skip: int = 0  # requests that pass before `next` begins
+    next_operations: list[str] = dataclasses.field(default_factory=list)  # inside batches
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -66,9 +70,12 @@ class Faults:
                 raise ValueError(f"no such faults: {strange}; there are {sorted(STATUSES)}")
         if self.target not in {"all", "writes", "reads", "batches"}:
             raise ValueError(f"no such target: {self.target}")
-        for word in self.next:
-            if word not in {"reset_before", "reset_after", "pass"} and int(word) not in STATUSES:
-                raise ValueError(f"no such fault: {word}")
+        statuses = {str(status) for status in STATUSES}
+        known = statuses | {"pass", "reset_before", "reset_after", "hang_after"}
+        if strange_words := sorted(set(self.next) - known):
+            raise ValueError(f"no such faults: {strange_words}; there are {sorted(known)}")
+        if strange_words := sorted(set(self.next_operations) - statuses - {"pass"}):
+            raise ValueError(f"no such faults of operations: {strange_words}")
 
     def hits(self, *, write: bool, batch: bool) -> bool:
         """Whether requests of this kind may fail."""
@@ -86,11 +93,8 @@ class Faults:
         return (self.latency_ms + self._random.random() * self.latency_jitter_ms) / 1000
 
     def draw(self) -> str:
-        """What befalls a request: "" for nothing, `reset_before`, `reset_after`, or a status."""
+        """What befalls a request: a word of `next`, or "" for nothing."""
         if self.next:
-            if self.skip > 0:
-                self.skip -= 1
-                return ""
             word = self.next.pop(0)
             return "" if word == "pass" else word
         if self._chance(self.throttle_rate):
@@ -100,10 +104,15 @@ class Faults:
                 return str(status)
         if self._chance(self.reset_before_rate):
             return "reset_before"
-        return "reset_after" if self._chance(self.reset_after_rate) else ""
+        if self._chance(self.reset_after_rate):
+            return "reset_after"
+        return "hang_after" if self._chance(self.hang_after_rate) else ""
 
     def draw_operation(self) -> ServiceError | None:
         """What befalls an operation inside a batch."""
+        if self.next_operations:
+            word = self.next_operations.pop(0)
+            return None if word == "pass" else self.error(int(word))
         if self._chance(self.operation_throttle_rate):
             return self.error(429)
         for status, rate in self.operation_error_rates.items():

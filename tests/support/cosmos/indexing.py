@@ -115,12 +115,11 @@ class IndexingPolicy:
         if self.definition["indexingMode"] == "none":
             return 0
         if self._excludes_root():
-            found = 0
-            for rule in self.rules:
-                if rule.include:
-                    found += sum(1 for _ in _below(body, rule.path, rule.end))
-            return found
+            return sum(_count_below(body, rule.path, rule.end) for rule in self._included())
         return sum(1 for path in _leaves(body, ()) if path[0] not in SYSTEM and self.covers(path))
+
+    def _included(self) -> list[Rule]:
+        return [rule for rule in self.rules if rule.include]
 
     def _excludes_root(self) -> bool:
         return any(rule.path == () and not rule.include for rule in self.rules)
@@ -151,15 +150,22 @@ def _leaves(value: Any, path: Path) -> Iterator[Path]:
         yield path
 
 
-def _below(value: Any, path: Path, end: str) -> Iterator[None]:
-    """One for each scalar that an included path reaches."""
-    if not path:
-        if end == "*":
-            yield from (None for _ in _leaves(value, ()))
-        elif not isinstance(value, dict | list):
-            yield None
-    elif path[0] == "[]" and isinstance(value, list):
-        for inner in value:
-            yield from _below(inner, path[1:], end)
-    elif isinstance(value, dict) and path[0] in value:
-        yield from _below(value[path[0]], path[1:], end)
+def _count_below(value: Any, path: Path, end: str) -> int:
+    """How many scalars an included path reaches."""
+    for depth, name in enumerate(path):
+        if name == "[]":
+            rest = path[depth + 1 :]
+            elements = value if isinstance(value, list) else []
+            return sum(_count_below(element, rest, end) for element in elements)
+        if not isinstance(value, dict) or name not in value:
+            return 0
+        value = value[name]
+    if end == "*":
+        return _count_leaves(value)
+    return 0 if isinstance(value, dict | list) else 1
+
+
+def _count_leaves(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_count_leaves, value.values()))
+    return sum(map(_count_leaves, value)) if isinstance(value, list) else 1

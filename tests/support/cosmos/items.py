@@ -70,9 +70,21 @@ def check_item(body: Any) -> dict[str, Any]:
         isinstance(ttl, bool) or not isinstance(ttl, int) or ttl < -1 or ttl == 0
     ):
         raise bad_request("The input ttl value is invalid: it must be -1 or a positive integer.")
-    if _deep(body):
-        raise bad_request(f"The item is nested deeper than {MAX_DEPTH} levels.")
     return body
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    """An item as it is stored.
+
+    Raises:
+        ServiceError: 413 for more than 2 MB, 400 for nesting too deep.
+    """
+    raw = orjson.dumps(body)
+    if len(raw) > MAX_ITEM_BYTES:
+        raise too_large()
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deep(body):
+        raise bad_request(f"The item is nested deeper than {MAX_DEPTH} levels.")
+    return raw
 
 
 def check_id(given: Any) -> str:

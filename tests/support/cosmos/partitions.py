@@ -8,29 +8,18 @@ import itertools
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from tests.support.cosmos.errors import ServiceError, throttled
+from tests.support.cosmos.errors import bad_request, throttled
 
 LOWEST = ""
 HIGHEST = "FF"
 MAX_KEY_BYTES = 2048
 
-KeyPart: TypeAlias = str | float | bool | None
 MASK = 0xFFFFFFFFFFFFFFFF
 C1 = 0x87C37B91114253D5
 C2 = 0x4CF5AD432745937F
-
-
-class Missing(Enum):
-    """The key of an item that lacks the property; `{}` on the wire."""
-
-    PROPERTY = "missing"
-
-
-MISSING = Missing.PROPERTY
 
 
 def _rotate(value: int, by: int) -> int:
@@ -70,18 +59,30 @@ def murmur3_128(data: bytes) -> tuple[int, int]:
     return low, (high + low) & MASK
 
 
-def _encoded(part: KeyPart | Missing) -> bytes:
-    if isinstance(part, Missing):
-        return b"\x00"
-    if part is None:
+MISSING = b"\x00"
+Key: TypeAlias = tuple[bytes, ...]  # each part as it is hashed, so that 1, 1.0 and true stay apart
+
+
+def encode_part(value: Any) -> bytes:
+    """A part of a partition key as it is hashed; `{}` stands for a missing property.
+
+    Raises:
+        ServiceError: 400 for an array, an object, or a string over 2,048 bytes.
+    """
+    if value is None:
         return b"\x01"
-    if part is False:
-        return b"\x02"
-    if part is True:
-        return b"\x03"
-    if isinstance(part, str):
-        return b"\x08" + part.encode() + b"\xff"
-    return b"\x05" + struct.pack("<d", float(part))
+    if isinstance(value, bool):
+        return b"\x03" if value else b"\x02"
+    if isinstance(value, int | float):
+        return b"\x05" + struct.pack("<d", value)
+    if isinstance(value, str):
+        encoded = value.encode()
+        if len(encoded) > MAX_KEY_BYTES:
+            raise bad_request("The partition key's value is longer than 2,048 bytes.")
+        return b"\x08" + encoded + b"\xff"
+    if value == {}:
+        return MISSING
+    raise bad_request("A partition key's value must be a string, a number, a boolean or null.")
 
 
 def _hash(data: bytes) -> str:
@@ -92,11 +93,11 @@ def _hash(data: bytes) -> str:
 
 
 @lru_cache(maxsize=65536)
-def effective_key(parts: tuple[KeyPart | Missing, ...], *, hierarchical: bool = False) -> str:
+def effective_key(parts: Key, *, hierarchical: bool = False) -> str:
     """The point on the ring where a partition key lies."""
     if hierarchical:
-        return "".join(_hash(_encoded(part)) for part in parts)
-    return _hash(b"".join(map(_encoded, parts)))
+        return "".join(map(_hash, parts))
+    return _hash(b"".join(parts))
 
 
 class TokenBucket:
@@ -148,18 +149,10 @@ def split_evenly(count: int) -> Iterator[Range]:
     yield from (Range(low, high) for low, high in itertools.pairwise(bounds))
 
 
-def parse_key(values: Sequence[object], paths: int) -> tuple[KeyPart | Missing, ...]:
-    """Check the parts of a partition key header."""
+def parse_key(values: Sequence[Any], paths: int) -> Key:
+    """Read the parts of a partition key header."""
     if len(values) > paths:
-        raise ServiceError(
-            400, "Partition key provided has more parts than the container's definition."
+        raise bad_request(
+            "Partition key provided has more parts than the container's definition has paths."
         )
-    parts: list[KeyPart | Missing] = []
-    for value in values:
-        if value == {}:
-            parts.append(MISSING)
-        elif value is None or isinstance(value, str | int | float | bool):
-            parts.append(value)
-        else:
-            raise ServiceError(400, "Partition key value is not a string, number, boolean or null.")
-    return tuple(parts)
+    return tuple(map(encode_part, values))

@@ -12,7 +12,7 @@ from tests.support.cosmos.containers import Container, LogicalPartition
 from tests.support.cosmos.errors import ServiceError, bad_request
 from tests.support.cosmos.indexing import IndexingPolicy, Path
 from tests.support.cosmos.items import Item
-from tests.support.cosmos.partitions import effective_key
+from tests.support.cosmos.partitions import effective_key, encode_part
 from tests.support.cosmos.sql.evaluate import Evaluator, constant_path
 from tests.support.cosmos.sql.nodes import (
     Between,
@@ -329,8 +329,10 @@ def keys_in(selection: Selection, container: Container) -> list[str] | None:
     if container.hierarchical:
         if any(len(wanted[path]) != 1 for path in paths):
             return None
-        return [effective_key(tuple(wanted[path][0] for path in paths), hierarchical=True)]
-    return [effective_key((value,)) for value in wanted[paths[0]]]
+        return [
+            effective_key(tuple(encode_part(wanted[path][0]) for path in paths), hierarchical=True)
+        ]
+    return [effective_key((encode_part(value),)) for value in wanted[paths[0]]]
 
 
 def _constants(condition: Expression, parameters: Mapping[str, Any]) -> list[Any] | None:

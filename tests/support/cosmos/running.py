@@ -32,8 +32,10 @@ class RunningCosmos:
         *,
         physical_partitions: int = 4,
         authority: Authority | None = None,
+        tls: bool = False,
         port: int = 0,
     ) -> None:
+        self.tls = tls
         self.server = CosmosServer(
             Account(physical_partitions=physical_partitions), authority=authority
         )
@@ -43,7 +45,7 @@ class RunningCosmos:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        started = self.server.start(port=self.port)
+        started = self.server.start(port=self.port, tls=self.tls)
         asyncio.run_coroutine_threadsafe(started, self._loop).result(START_SECONDS)
         return self
 

@@ -1,7 +1,6 @@
 """The HTTP side: paths, headers and status codes of the service's REST interface."""
 
 import asyncio
-import itertools
 import socket
 import urllib.parse
 import uuid
@@ -14,7 +13,7 @@ import orjson
 from aiohttp import web
 from tests.support.cosmos import batch, patch
 from tests.support.cosmos.account import Account
-from tests.support.cosmos.auth import Authority
+from tests.support.cosmos.auth import Asked, Authority
 from tests.support.cosmos.containers import Container, LogicalPartition, PhysicalPartition
 from tests.support.cosmos.errors import (
     CONTAINER_RID_MISMATCH,
@@ -27,6 +26,7 @@ from tests.support.cosmos.faults import Faults
 from tests.support.cosmos.items import (
     MAX_ITEM_BYTES,
     Answer,
+    check_item,
     check_preconditions,
     parse_item,
     precondition_failed,
@@ -37,9 +37,10 @@ from tests.support.cosmos.queries import Page, keys_in, page_size
 from tests.support.cosmos.sql import parser
 from tests.support.cosmos.sql.plan import make_plan, needs_client, parameters_of
 from tests.support.cosmos.sql.select import Selection
+from tests.support.cosmos.tls import server_context
 
 VERSION = "version=2.18.0.0"
-READ_ATTEMPT_BYTES = 3 * 1024 * 1024  # what is read of a request before it is refused
+MAX_READ_BYTES = 16 * 1024 * 1024  # a request over this is not even read
 
 
 @dataclass(slots=True)
@@ -54,6 +55,11 @@ class Request:
     def flag(self, header: str) -> bool:
         """A header that says true or false."""
         return str(self.headers.get(header, "")).lower() == "true"
+
+    @property
+    def deletes_partition(self) -> bool:
+        """Whether it asks for all items of a partition key to be deleted."""
+        return self.parts[-2:] == ["operations", "partitionkeydelete"]
 
     @property
     def minimal(self) -> bool:
@@ -105,18 +111,18 @@ class CosmosServer:
         self.charges: Counter[str] = Counter()
         self.endpoint = ""
         self._runner: web.ServerRunner | None = None
-        self._request_numbers = itertools.count(1)
 
     # ------------------------------------------------------------ life
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+    async def start(self, host: str = "127.0.0.1", port: int = 0, *, tls: bool = False) -> str:
         """Listen; the endpoint to connect to."""
         server = web.Server(self._serve, access_log=None, read_bufsize=2**20)
         self._runner = web.ServerRunner(server)
         await self._runner.setup()
         listener = socket.create_server((host, port), backlog=512)
-        await web.SockSite(self._runner, listener).start()
-        self.endpoint = f"http://{host}:{listener.getsockname()[1]}/"
+        context = server_context() if tls else None
+        await web.SockSite(self._runner, listener, ssl_context=context).start()
+        self.endpoint = f"{'https' if tls else 'http'}://{host}:{listener.getsockname()[1]}/"
         return self.endpoint
 
     async def stop(self) -> None:
@@ -131,9 +137,9 @@ class CosmosServer:
         raw_path = http.rel_url.raw_path
         if raw_path.startswith("/_control/"):
             return await self._control(http, raw_path.removeprefix("/_control/"))
-        if (http.content_length or 0) > READ_ATTEMPT_BYTES:
+        if (http.content_length or 0) > MAX_READ_BYTES:
             return self._respond(http, "oversized", self._refused(too_large()))
-        body = await http.content.read() if http.body_exists else b""
+        body = await http.content.read() if http.content_length else b""
         parts = [urllib.parse.unquote(part) for part in raw_path.strip("/").split("/") if part]
         request = Request(http.method, parts, http.headers, body)
         operation, handler = self._route(request)
@@ -154,11 +160,15 @@ class CosmosServer:
             fault = faults.draw()
         if fault == "reset_before":
             return self._cut(http, operation)
-        if fault and fault != "reset_after":
+        if fault.isdigit():
             return self._respond(http, operation, self._refused(faults.error(int(fault))))
         reply = self._handle(request, handler)
         if fault == "reset_after":
             return self._cut(http, operation)
+        if fault == "hang_after":
+            await asyncio.sleep(faults.hang_ms / 1000)
+            if http.transport is None or http.transport.is_closing():
+                return self._cut(http, operation)
         return self._respond(http, operation, reply)
 
     def _cut(self, http: web.BaseRequest, operation: str) -> web.StreamResponse:
@@ -196,25 +206,26 @@ class CosmosServer:
 
     def _authorize(self, request: Request) -> None:
         parts = request.parts
-        if parts[-2:] == ["operations", "partitionkeydelete"]:
-            kind, link = "partitionkey", "/".join(parts[:-2])
+        data = "docs" in parts[4:5] or request.deletes_partition
+        if request.deletes_partition:
+            kind, link = "colls", "/".join(parts[:-2])
         elif len(parts) % 2:
             kind, link = parts[-1], "/".join(parts[:-1])
         else:
             kind, link = (parts[-2] if parts else ""), "/".join(parts)
         if kind == "offers":
-            link = parts[-1].lower() if len(parts) == 2 else ""
-        query = request.flag("x-ms-documentdb-isquery") or request.flag(
+            link = parts[1].lower() if len(parts) == 2 else ""
+        asks = request.flag("x-ms-documentdb-isquery") or request.flag(
             "x-ms-cosmos-is-query-plan-request"
         )
-        write = request.method != "GET" and not query
-        self.authority.check(request.method, kind, link, request.headers, write=write)
+        write = request.method != "GET" and not asks
+        self.authority.check(Asked(request.method, kind, link, data, write), request.headers)
 
     # ------------------------------------------------------------ routes
 
     def _route(self, request: Request) -> tuple[str, Handler]:
         kinds = tuple(request.parts[::2])
-        if request.parts[-2:] == ["operations", "partitionkeydelete"]:
+        if request.deletes_partition:
             return "item.delete_partition", self._delete_partition
         at = (kinds, len(request.parts) % 2 == 1, request.method)
         if at == (("dbs", "colls", "docs"), True, "POST"):
@@ -412,9 +423,9 @@ class CosmosServer:
             if not searcher.matches_predicate(selection, current):
                 raise precondition_failed()
         body = patch.apply(current.body, document.get("operations"))
-        container.check_key(partition, body)
-        if body["id"] != item_id:
+        if body.get("id") != item_id:
             raise bad_request("Patch must not change the id.")
+        container.check_key(partition, check_item(body))
         return container.replace(partition, item_id, body, if_match)
 
     def _delete_item(self, request: Request) -> Reply:
@@ -481,6 +492,7 @@ class CosmosServer:
                 "The container was deleted and created again since the client read it.",
                 CONTAINER_RID_MISMATCH,
             )
+        container.remove_expired()
         return container
 
     def _place(self, request: Request) -> tuple[Container, LogicalPartition]:
@@ -503,6 +515,8 @@ class CosmosServer:
     # ------------------------------------------------------------ queries
 
     def _feed(self, request: Request) -> Reply:
+        if "A-IM" in request.headers:
+            raise ServiceError(405, "This test server has no change feed.")
         container = self._container(request)
         physical, partitions, _ = self._scope(request, container, None)
         self._check_budget(container, physical)
