@@ -22,6 +22,7 @@ from sessionferry.identity import check_part
 from sessionferry.settings import Settings
 
 IDENTITY_FILE = "identity.json"
+REDACTION_FILE = "redaction.json"
 
 
 class Identity:
@@ -56,6 +57,24 @@ class Identity:
         self._file = self._file | {"spools": spools | {destination: spool_id}}
         _write(self.path, self._file)
         return False
+
+
+def redaction_key(folder: Path) -> bytes:
+    """Read this machine's key for the marks of redacted secrets; make it on first use.
+
+    Without the key nobody can find out from a mark what it stands for. Raises `UserError`.
+    """
+    path = folder / REDACTION_FILE
+    try:
+        return bytes.fromhex(orjson.loads(path.read_bytes())["key"])
+    except FileNotFoundError:
+        _link_first(path, {"key": secrets.token_hex(32)})
+        return redaction_key(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"The redaction key {path} cannot be read. Repair it, or remove it: then every file "
+            "is read again and sent anew, with other marks."
+        ) from None
 
 
 class IdentityContext:
@@ -122,17 +141,21 @@ def _create(path: Path) -> dict[str, Any]:
         "host_id": f"{name}-{secrets.token_hex(4)}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    candidate = _written(path, fresh)
+    return fresh if _link_first(path, fresh) else _read_or_create(path)
+
+
+def _link_first(path: Path, content: dict[str, Any]) -> bool:
+    """Write a new file; False when another first user was faster."""
+    candidate = _written(path, content)
     try:
-        # Of several first users at the same moment one wins, and all read its file.
         os.link(candidate, path)
     except FileExistsError:
-        return _read_or_create(path)
+        return False
     except OSError as error:
         raise UserError(f"The identity file {path} cannot be written: {error}") from None
     finally:
         candidate.unlink(missing_ok=True)
-    return fresh
+    return True
 
 
 def _write(path: Path, identity: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Configuration, read once at the edge from the environment.
+"""Configuration, read once at the edge: from the environment, then from the configuration file.
 
 `FERRY_*` are ours; `ServiceBusConnection` and `ServiceBusConnection__fullyQualifiedNamespace` are
 the names that Azure Functions uses for the same queue.
@@ -12,8 +12,13 @@ from typing import Literal
 import orjson
 from platformdirs import user_config_path, user_data_path
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from sessionferry.config import FILE_NAME, Config
 from sessionferry.errors import UserError
 
 DEFAULT_QUEUE = "sessions"
@@ -33,6 +38,9 @@ class Settings(BaseSettings):
     identity: Path = Field(
         default_factory=lambda: user_config_path("sessionferry"),
         description="Folder that keeps this host's identity; outlives data and upgrades.",
+    )
+    config: Path | None = Field(
+        None, description="Configuration file; default: agent.toml in the identity folder."
     )
     user_id: str | None = Field(None, description="Owner of what is sent from here.")
     host_id: str | None = Field(None, description="Name of this machine.")
@@ -92,6 +100,27 @@ class Settings(BaseSettings):
         return self.store
 
     @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Ask the environment first, then the configuration file."""
+        return init_settings, env_settings, _FromFile(settings_cls)
+
+    @property
+    def config_path(self) -> Path:
+        """Where the configuration file lies, or would lie."""
+        return self.config or self.identity / FILE_NAME
+
+    def file(self) -> Config:
+        """Read the configuration file; raises `UserError` for a wrong one, or a named one gone."""
+        return _read_file(self.config, self.identity)
+
+    @classmethod
     def read(cls, **given: object) -> "Settings":
         """Read the environment; explicit values win. Raises `UserError` in a sentence."""
         try:
@@ -99,6 +128,38 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise UserError(f"The setting {first['loc'][0]} is wrong: {first['msg']}") from None
+
+
+class _FromFile(PydanticBaseSettingsSource):
+    """The `[settings]` of the configuration file, for what the environment does not say."""
+
+    def get_field_value(self, field: object, field_name: str) -> tuple[object, str, bool]:  # noqa: ARG002
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, object]:
+        named = self.current_state.get("config")
+        identity = self.current_state.get("identity") or user_config_path("sessionferry")
+        found = _read_file(Path(named) if named else None, Path(identity)).settings
+        # Under the environment's names, so that what it says takes their place.
+        return {_variable(name): value for name, value in found.items()}
+
+
+def _variable(name: str) -> str:
+    field = Settings.model_fields.get(name)
+    alias = field.validation_alias if field else None
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
+
+
+def config_path() -> Path:
+    """Where the environment says that the configuration file lies, or has to be put."""
+    identity = os.environ.get("FERRY_IDENTITY") or user_config_path("sessionferry")
+    return Path(os.environ.get("FERRY_CONFIG") or Path(identity) / FILE_NAME)
+
+
+def _read_file(named: Path | None, identity: Path) -> Config:
+    if named is not None and not named.exists():
+        raise UserError(f"There is no configuration {named}; FERRY_CONFIG names it.")
+    return Config.read(named or identity / FILE_NAME)
 
 
 class LocalStack(BaseModel):

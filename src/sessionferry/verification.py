@@ -1,7 +1,8 @@
 """Comparing source files with what is stored, without reading the stored lines back.
 
 A file's lines are counted and digested as ingest digests them; the head says the rest. With
-`--bytes` the archived bytes themselves are hashed.
+`--bytes` the archived bytes themselves are hashed. What is compared is what may leave the machine:
+the file behind the gate, filtered and redacted as this machine's rules say now.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import BinaryIO, Literal
 
 from sessionferry import head_store
 from sessionferry.agent.discover import Source
+from sessionferry.agent.gate import OPEN, Checked, Refusal
 from sessionferry.agent.reading import Blocks, LineTooLong
 from sessionferry.archive import Archive
 from sessionferry.batch import lines_of
@@ -34,6 +36,8 @@ class Finding:
     verdict: Verdict
     lines: int = 0
     bytes: int = 0
+    filtered: int = 0
+    redacted: int = 0
     stored: int = 0
     quarantined: int = 0
     truncated: int = 0
@@ -43,10 +47,12 @@ class Finding:
 
 
 @dataclass(slots=True)
-class _Counted:
+class Counted:
     """A source file's lines, counted and digested as far as the head says they are stored."""
 
     lines: int = 0
+    filtered: int = 0
+    redacted: int = 0
     digest: str = _NO_DIGEST
     size: int = 0
     sha256: str = ""
@@ -54,18 +60,27 @@ class _Counted:
 
 
 async def verify(
-    store: Store, archive: Archive, source: Source, *, whole_bytes: bool = False
+    store: Store,
+    archive: Archive,
+    source: Source,
+    *,
+    gate: Checked = OPEN,
+    whole_bytes: bool = False,
 ) -> Finding:
-    """Say whether a source file is stored completely and unchanged."""
+    """Say whether what may leave of a source file is stored completely and unchanged."""
     head = (await head_store.read_head(store, source.key)).head
     if head.tombstone is not None:
         return Finding(source, "deleted", detail="the session was deleted")
     try:
         with source.path.open("rb") as file:
             if source.stream is None:
-                return await _verify_metadata(archive, source, file, head, whole_bytes=whole_bytes)
-            return await _verify_stream(store, archive, source, file, head, whole_bytes=whole_bytes)
-    except (OSError, LineTooLong) as error:
+                passed = gate.metadata(source, file.read()).payload
+                return await _verify_metadata(
+                    archive, source, passed, head, whole_bytes=whole_bytes
+                )
+            counted = count_file(file, source, head.stream(source.stream), gate)
+        return await _verify_stream(store, archive, source, counted, head, whole_bytes=whole_bytes)
+    except (OSError, LineTooLong, Refusal) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return Finding(source, "unreadable", detail=f"the file cannot be read: {reason}")
 
@@ -74,14 +89,13 @@ async def _verify_stream(
     store: Store,
     archive: Archive,
     source: Source,
-    file: BinaryIO,
+    counted: Counted,
     head: Head,
     *,
     whole_bytes: bool,
 ) -> Finding:
     stream: Stream = source.stream or "events"
     state = head.stream(stream)
-    counted = count_file(file, state)
     covered = state.stored | state.quarantined
     own = Coverage.of((0, counted.lines - 1))
     finding = Finding(
@@ -89,6 +103,8 @@ async def _verify_stream(
         "ok",
         lines=counted.lines,
         bytes=counted.size,
+        filtered=counted.filtered,
+        redacted=counted.redacted,
         stored=len(state.stored),
         quarantined=len(state.quarantined),
         truncated=state.truncated,
@@ -104,28 +120,31 @@ async def _verify_stream(
     return finding
 
 
-def count_file(file: BinaryIO, state: StreamHead) -> _Counted:
-    """Count a file's lines; digest those whose sequence the head counts as stored."""
-    counted = _Counted()
+def count_file(file: BinaryIO, source: Source, state: StreamHead, gate: Checked = OPEN) -> Counted:
+    """Count what may leave of a file; digest lines whose sequence the head counts as stored."""
+    counted = Counted()
     blocks = Blocks(file)
     digest = hashlib.sha256()
     total = 0
     for block in blocks:
-        digest.update(block)
-        for _, line in lines_of(block):
+        passed = gate.lines(source, block)
+        digest.update(passed.payload)
+        for _, line in lines_of(passed.payload):
             if counted.lines in state.stored:
                 total += line_digest(counted.lines, hashlib.sha256(line).digest())
             counted.lines += 1
-        counted.size += len(block)
-    counted.rest = blocks.rest
-    counted.size += len(blocks.rest)
-    digest.update(blocks.rest)
+        counted.size += len(passed.payload)
+        counted.filtered += passed.filtered
+        counted.redacted += sum(passed.redacted.values())
+    counted.rest = gate.tail(source, blocks.rest).payload if blocks.rest else b""
+    counted.size += len(counted.rest)
+    digest.update(counted.rest)
     counted.sha256 = digest.hexdigest()
     counted.digest = add_digest(_NO_DIGEST, total)
     return counted
 
 
-def _judge(finding: Finding, counted: _Counted, state: StreamHead, beyond: Coverage) -> None:
+def _judge(finding: Finding, counted: Counted, state: StreamHead, beyond: Coverage) -> None:
     if beyond:
         finding.verdict = "differs"
         finding.detail = f"{len(beyond)} more lines are stored than the file has"
@@ -142,7 +161,7 @@ def _judge(finding: Finding, counted: _Counted, state: StreamHead, beyond: Cover
         finding.detail += "; `ferry ship --supersede` sends the file as a new generation"
 
 
-def _tail_differs(counted: _Counted, state: StreamHead) -> bool:
+def _tail_differs(counted: Counted, state: StreamHead) -> bool:
     stored = state.tail.sha256 if state.tail else ""
     return stored != (hashlib.sha256(counted.rest).hexdigest() if counted.rest else "")
 
@@ -160,9 +179,8 @@ async def _compare_bytes(blocks: AsyncIterator[bytes], sha256: str, finding: Fin
 
 
 async def _verify_metadata(
-    archive: Archive, source: Source, file: BinaryIO, head: Head, *, whole_bytes: bool
+    archive: Archive, source: Source, payload: bytes, head: Head, *, whole_bytes: bool
 ) -> Finding:
-    payload = file.read()
     sha256 = hashlib.sha256(payload).hexdigest()
     finding = Finding(source, "ok", bytes=len(payload))
     if head.metadata is None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,8 @@ def commands() -> dict[str, set[str]]:
     group = typer.main.get_command(app)
     found = {"": names(group)}
     for name, command in group.commands.items():  # type: ignore[attr-defined]
-        found[name] = names(command)
+        for below, inner in getattr(command, "commands", {"": command}).items():
+            found[f"{name} {below}".strip()] = names(inner)
     return found
 
 
@@ -195,8 +197,9 @@ def test_every_command_and_option_is_described_and_no_other() -> None:
         title, _, body = section.partition("\n")
         words = title.split()
         assert words[0] == "ferry"
+        name = " ".join(takewhile(str.islower, words[1:]))
         options = [code for row in rows(body, "option") for code in code_names(row[0])]
-        described[words[1] if len(words) > 1 else ""] = {code.split()[0] for code in options}
+        described[name] = {code.split()[0] for code in options}
     described[""] -= {"--help"}
     assert described == commands()
 

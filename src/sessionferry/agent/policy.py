@@ -1,12 +1,18 @@
 """What the configuration lets leave this machine: the gate's rules, put together."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from sessionferry.agent.discover import Source
 from sessionferry.agent.filters import STRIPPED, Kinds, Places
-from sessionferry.agent.gate import Passed
+from sessionferry.agent.gate import Checked, Passed
 from sessionferry.agent.redaction import Redactor
+from sessionferry.agent.rules import RULE_NAMES
 from sessionferry.batch import is_blank
+from sessionferry.config import Config
+from sessionferry.errors import UserError
+from sessionferry.host import redaction_key
+from sessionferry.settings import Settings
 
 
 class Policy:
@@ -44,6 +50,26 @@ class Policy:
         clean, counts = self._redacted(payload)
         return Passed(clean, 0, counts)
 
+    @classmethod
+    def of(cls, config: Config, key: Callable[[], bytes]) -> "Policy":
+        """Return what a configuration says; `key` is asked for only where secrets are redacted.
+
+        Raises `UserError` for a rule that does not exist, or a pattern that cannot be used.
+        """
+        chosen, redact = config.filter, config.redact
+        places = Places(
+            include_projects=chosen.include_projects,
+            exclude_projects=chosen.exclude_projects,
+            include_paths=chosen.include_paths,
+            exclude_paths=chosen.exclude_paths,
+        )
+        kinds = Kinds(drop=chosen.drop, sample=chosen.sample, strip_raw=chosen.strip_raw)
+        if unknown := set(redact.off) - set(RULE_NAMES):
+            raise UserError(f"redact.off: there is no rule {min(unknown)!r}.")
+        own = [(rule.name, rule.pattern) for rule in redact.rules]
+        redactor = Redactor(key(), off=redact.off, own=own) if redact.enabled else None
+        return cls(places, kinds, redactor)
+
     def _kept(self, source: Source, piece: bytes) -> tuple[bytes, int, int]:
         if self._kinds is None:
             return piece, 0, 0
@@ -63,6 +89,11 @@ class Policy:
 
     def _redacted(self, data: bytes) -> tuple[bytes, Counter[str]]:
         return self._redactor.redact(data) if self._redactor else (data, Counter())
+
+
+def gate_of(settings: Settings) -> Checked:
+    """Return the gate that the configuration file describes; raises `UserError`."""
+    return Checked(Policy.of(settings.file(), lambda: redaction_key(settings.identity)))
 
 
 def _counted(counts: Counter[str], stripped: int) -> Counter[str]:

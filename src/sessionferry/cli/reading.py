@@ -14,7 +14,7 @@ import typer
 
 from sessionferry import head_store, verification
 from sessionferry.agent.collecting import planned_bytes
-from sessionferry.agent.discover import NO_HOMES, FormatChoice, default_paths, discover
+from sessionferry.agent.discover import FormatChoice
 from sessionferry.archive import Archive
 from sessionferry.cli.output import (
     NOT_ALL_WELL,
@@ -27,6 +27,7 @@ from sessionferry.cli.output import (
     settings,
     size,
 )
+from sessionferry.cli.ship import gate_of, sources_of
 from sessionferry.errors import UserError
 from sessionferry.export import Exported, export_session
 from sessionferry.heads import Head, StreamHead
@@ -165,10 +166,10 @@ def verify(
     """
     chosen = settings(data)
     identity = Identity.from_settings(chosen)
-    wanted = paths or default_paths(file_format)
-    if not wanted:
-        raise UserError(NO_HOMES)
-    sources = discover(wanted, identity.user_id, file_format)
+    gate = gate_of(chosen)
+    sources = [
+        source for source in sources_of(chosen, identity, paths, file_format) if gate.admits(source)
+    ]
 
     async def compare(reader: Reader) -> list[Finding]:
         findings = []
@@ -176,7 +177,7 @@ def verify(
             for source in sources:
                 findings.append(
                     await verification.verify(
-                        reader.store, reader.archive, source, whole_bytes=whole_bytes
+                        reader.store, reader.archive, source, gate=gate, whole_bytes=whole_bytes
                     )
                 )
                 advance(findings[-1].bytes)
@@ -297,12 +298,17 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "verdict": finding.verdict,
         "lines": finding.lines,
         "bytes": finding.bytes,
+        "filtered": finding.filtered,
+        "redacted": finding.redacted,
         "stored": finding.stored,
         "quarantined": finding.quarantined,
         "conflicts": finding.conflicts,
         "missing": [list(one) for one in finding.missing.ranges],
         "detail": finding.detail,
     }
+
+
+_KEPT_BACK = ("filtered", "redacted")
 
 
 def _print_findings(findings: list[Finding]) -> None:
@@ -323,3 +329,9 @@ def _print_findings(findings: list[Finding]) -> None:
         f"{sum(f.quarantined for f in findings):,} quarantined + "
         f"{sum(len(f.missing) for f in findings):,} missing."
     )
+    filtered, redacted = (sum(getattr(f, name) for f in findings) for name in _KEPT_BACK)
+    if filtered or redacted:
+        typer.echo(
+            f"Compared as this machine's rules let it leave: {filtered:,} lines filtered, "
+            f"{redacted:,} secrets or payloads replaced."
+        )

@@ -8,7 +8,8 @@ import typer
 
 from sessionferry.agent.collecting import Report, planned_bytes
 from sessionferry.agent.discover import NO_HOMES, FormatChoice, Source, default_paths, discover
-from sessionferry.agent.gate import Checked, OpenGate
+from sessionferry.agent.gate import OPEN, Checked
+from sessionferry.agent.rehearsal import rehearse
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import Spool, SpoolLock, open_spool
 from sessionferry.cli.output import (
@@ -37,6 +38,9 @@ def ship(
         False, help="Send files anew, as a new generation that replaces what is stored."
     ),
     resend: bool = typer.Option(False, help="Send again what was sent before; harmless."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Only say what would be sent, filtered and redacted."
+    ),
     data: Path | None = DataOption,
     as_json: bool = JsonOption,
 ) -> None:
@@ -46,16 +50,48 @@ def ship(
     """
     chosen = settings(data)
     identity = Identity.from_settings(chosen)
-    wanted = paths or default_paths(file_format)
-    if not wanted:
-        raise UserError(NO_HOMES)
-    sources = discover(wanted, identity.user_id, file_format)
-    report = asyncio.run(
-        ship_sources(chosen, identity, sources, resend=resend, supersede=supersede)
-    )
-    _print(report, as_json=as_json)
+    sources = sources_of(chosen, identity, paths, file_format)
+    gate = gate_of(chosen)
+    if dry_run:
+        report = _rehearse(chosen, gate, identity, sources)
+    else:
+        report = asyncio.run(
+            ship_sources(chosen, identity, sources, gate=gate, resend=resend, supersede=supersede)
+        )
+    _print(report, as_json=as_json, dry_run=dry_run)
     if report.failed:
         raise typer.Exit(1)
+
+
+def gate_of(chosen: Settings) -> Checked:
+    """Return the gate of the configuration file; its rules are loaded only where they are used."""
+    from sessionferry.agent import policy
+
+    return policy.gate_of(chosen)
+
+
+def sources_of(
+    chosen: Settings, identity: Identity, paths: list[Path], file_format: FormatChoice | None
+) -> list[Source]:
+    """Find the files: below the given paths, else the configured ones, else where tools put them.
+
+    Raises `UserError` when there are none.
+    """
+    configured = [path.expanduser() for path in chosen.file().sources.paths]
+    wanted = paths or configured or default_paths(file_format)
+    if not wanted:
+        raise UserError(NO_HOMES)
+    return discover(wanted, identity.user_id, file_format)
+
+
+def _rehearse(chosen: Settings, gate: Checked, identity: Identity, sources: list[Source]) -> Report:
+    try:
+        path = spool_path(chosen, endpoints(chosen))
+    except UserError:
+        # Without a destination nothing was sent yet.
+        path = None
+    with progress("reading", planned_bytes(sources)) as advance:
+        return rehearse(path, gate, identity, sources, advance)
 
 
 async def ship_sources(
@@ -63,6 +99,7 @@ async def ship_sources(
     identity: Identity,
     sources: list[Source],
     *,
+    gate: Checked = OPEN,
     resend: bool = False,
     supersede: bool = False,
 ) -> Report:
@@ -79,7 +116,7 @@ async def ship_sources(
                 with progress("shipping", planned_bytes(sources)) as advance:
                     shipper = Shipper(
                         spool,
-                        Checked(OpenGate()),
+                        gate,
                         identity,
                         limit=publisher.limit,
                         spool_was_lost=lost,
@@ -123,13 +160,16 @@ def _check_running(target: Endpoints, chosen: Settings) -> None:
         )
 
 
-def _print(report: Report, *, as_json: bool) -> None:
+def _print(report: Report, *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         print_json(
             {
+                "dry_run": dry_run,
                 "files": report.files,
                 "unchanged": report.unchanged,
                 "lines": report.lines,
+                "filtered": report.filtered,
+                "redacted": dict(sorted(report.redacted.items())),
                 "bytes": report.bytes,
                 "sent_bytes": report.sent_bytes,
                 "tails": report.tails,
@@ -139,9 +179,15 @@ def _print(report: Report, *, as_json: bool) -> None:
         )
         return
     typer.echo(
-        f"Shipped {number(report.lines)} lines, {size(report.bytes)} as {size(report.sent_bytes)}, "
+        f"{'Would ship' if dry_run else 'Shipped'} {number(report.lines)} lines, "
+        f"{size(report.bytes)} as {size(report.sent_bytes)}, "
         f"from {number(report.files)} files ({number(report.unchanged)} unchanged, "
         f"{number(report.rewritten)} rewritten, {number(report.tails)} with an unterminated line)."
     )
+    if report.filtered:
+        typer.echo(f"  filtered: {number(report.filtered)} of these lines stay here")
+    if report.redacted:
+        rules = ", ".join(f"{rule} {number(n)}" for rule, n in sorted(report.redacted.items()))
+        typer.echo(f"  redacted: {rules}")
     for failure in report.failed:
         typer.echo(f"  not shipped: {printable(failure)}", err=True)
