@@ -31,9 +31,21 @@ class Plan(NamedTuple):
     path_sample: int = 800
     backlog: int = 200
     backlog_runs: int = 2
+    depth: int = 1_000_000
 
 
-QUICK = Plan(40, 6, 80, 130, core_runs=3, path_runs=1, path_sample=300, backlog=80, backlog_runs=1)
+QUICK = Plan(
+    40,
+    6,
+    80,
+    130,
+    core_runs=3,
+    path_runs=1,
+    path_sample=300,
+    backlog=80,
+    backlog_runs=1,
+    depth=20_000,
+)
 
 
 def main() -> int:
@@ -105,6 +117,7 @@ def _path(made: Fleets, plan: Plan) -> Iterator[Figure]:
 
 def _broker(_made: Fleets, plan: Plan) -> Iterator[Figure]:
     yield from broker.measure(plan.path_runs)
+    yield from broker.measure_depth(plan.depth)
 
 
 def _backlog(made: Fleets, plan: Plan) -> Iterator[Figure]:

@@ -60,6 +60,12 @@ class BenchStack:
         """Go on taking messages in."""
         await _required(self._stack._host).start(self.settings.data / "logs")
 
+    async def restart_broker(self) -> None:
+        """End the broker and start it on what it kept."""
+        broker = _required(self._stack._broker)
+        await broker.stop()
+        await broker.start(self.settings.data / "logs")
+
     def pids(self) -> dict[str, int]:
         """The processes that run now."""
         found = {"broker": self._stack._broker, "functions_host": self._stack._host}

@@ -8,10 +8,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import psycopg
 import pytest
 
@@ -29,6 +31,7 @@ class Server:
     def __init__(self, binaries: Path, folder: Path) -> None:
         self.binaries = binaries
         self.folder = folder
+        self.process: subprocess.Popen[bytes]
         self._as = _unprivileged()
         if self._as:
             os.chown(folder, self._as["user"], self._as["group"])
@@ -43,11 +46,25 @@ class Server:
     def start(self) -> "subprocess.Popen[bytes]":
         initdb = ["initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8"]
         self._run([*initdb, "--locale=C", "--no-sync"]).wait(START_SECONDS)
+        return self.launch()
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start the server on the data that is there, also after a crash."""
         settings = FAST | {"unix_socket_directories": str(self.folder), "listen_addresses": ""}
         options = [f"--{name}={value}" for name, value in settings.items()]
-        process = self._run(["postgres", "-D", "data", *options])
-        self._wait_for(process)
-        return process
+        self.process = self._run(["postgres", "-D", "data", *options])
+        self._wait_for(self.process)
+        return self.process
+
+    def kill(self) -> None:
+        """End the server and its backends as a crash does."""
+        processes = [psutil.Process(self.process.pid)]
+        processes += processes[0].children(recursive=True)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(processes, timeout=10)
 
     @property
     def log(self) -> str:
@@ -77,6 +94,20 @@ class Server:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
     """A running server."""
+    with _running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def killable_postgres() -> Iterator[Server]:
+    """A server of the test's own, which it may kill, with a database `chaos`."""
+    with _running_server() as server:
+        server.execute("CREATE DATABASE chaos")
+        yield server
+
+
+@contextmanager
+def _running_server() -> Iterator[Server]:
     binaries = _find_binaries()
     if binaries is None:
         reason = "There are no PostgreSQL programs (initdb, postgres) on this machine."
@@ -86,12 +117,12 @@ def postgres_server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="ferry-pg-"))  # socket paths must be short
     try:
         server = Server(binaries, folder)
-        process = server.start()
+        server.start()
         try:
             yield server
         finally:
-            process.send_signal(signal.SIGINT)  # does not wait for clients
-            process.wait(START_SECONDS)
+            server.process.send_signal(signal.SIGINT)  # does not wait for clients
+            server.process.wait(START_SECONDS)
     finally:
         shutil.rmtree(folder)
 

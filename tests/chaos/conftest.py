@@ -1,0 +1,5 @@
+"""Fixtures for the chaos tests."""
+
+from support.postgres import killable_postgres
+
+__all__ = ["killable_postgres"]
