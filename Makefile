@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTHON313 ?= python3.13
 RUNTIME := 1.3.0
 
-.PHONY: help setup demo test check format chaos fuzz functions-runtime bench containers lock clean
+.PHONY: help setup demo test check format chaos faults fuzz functions-runtime bench containers lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
@@ -16,6 +16,7 @@ help:
 	@echo "make chaos   a hundred kills while a fleet is shipped"
 	@echo "make functions-runtime  the function app in Microsoft's own worker (Python 3.13)"
 	@echo "make fuzz    millions of mutated inputs"
+	@echo "make faults  10,000 messages through a Cosmos DB that throttles and cuts"
 	@echo "make bench   measure; writes build/bench.json"
 	@echo "make containers  render the Cosmos DB containers for infra/"
 	@echo "make setup   only make the virtual environment"
@@ -48,6 +49,9 @@ format: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m slow tests/chaos -s
+
+faults: $(READY)
+	$(BIN)/python -m pytest -m slow tests/integration/test_cosmos_faults.py
 
 # Microsoft's worker library runs the app here as it does on the platform; it needs Python 3.13.
 functions-runtime: $(READY)

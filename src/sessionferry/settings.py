@@ -71,8 +71,8 @@ class Settings(BaseSettings):
     cosmos_connection: SecretStr | None = Field(
         None, description="Cosmos DB connection string: endpoint and key in one."
     )
-    cosmos_create: bool = Field(
-        False, description="Whether a missing database or container is created from here."
+    cosmos_create: bool | None = Field(
+        None, description="Whether a missing database or container is created from here."
     )
     cosmos_throughput_bucket: int | None = Field(
         None, ge=1, le=5, description="Throughput bucket of the Cosmos DB account to draw on."

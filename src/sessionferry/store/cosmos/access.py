@@ -1,10 +1,11 @@
 """Which account and database, and as whom: read off the store's URL and the settings."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
+from azure.core.credentials_async import AsyncTokenCredential
 from pydantic import SecretStr
 
 from sessionferry.errors import UserError
@@ -19,12 +20,17 @@ _EMULATOR_KEY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """An account's database. Without a key, the Entra identity of this process is used."""
+    """An account's database.
+
+    Without a key a given `credential` is used, else the Entra identity of this process.
+    `may_create` None leaves it to the endpoint whether containers are created from here.
+    """
 
     endpoint: str
     database: str
     key: SecretStr | None = None
-    may_create: bool = False
+    credential: AsyncTokenCredential | None = field(default=None, repr=False)
+    may_create: bool | None = None
     throughput_bucket: int | None = None
 
     @property
@@ -35,7 +41,7 @@ class Access:
     @property
     def creates(self) -> bool:
         """Whether databases and containers may be created from here."""
-        return self.is_local or self.may_create
+        return self.is_local if self.may_create is None else self.may_create
 
     @property
     def shown(self) -> str:
@@ -79,13 +85,7 @@ def _with_key(found: Access, settings: Settings, connection_key: str | None) -> 
         key = SecretStr(_EMULATOR_KEY)
     if key is None and settings.cosmos_auth_method == "key":
         raise UserError("FERRY_COSMOS_AUTH_METHOD is `key`, but FERRY_COSMOS_KEY is not set.")
-    return Access(
-        endpoint=found.endpoint,
-        database=found.database,
-        key=key,
-        may_create=found.may_create,
-        throughput_bucket=found.throughput_bucket,
-    )
+    return replace(found, key=key)
 
 
 def _checked(endpoint: str) -> str:

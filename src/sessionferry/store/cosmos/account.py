@@ -154,6 +154,8 @@ class Account:
     async def _credential(self) -> Any:
         if self.access.key is not None:
             return self.access.key.get_secret_value()
+        if self.access.credential is not None:
+            return self.access.credential
         from azure.identity.aio import DefaultAzureCredential
 
         return await self._stack.enter_async_context(DefaultAzureCredential())

@@ -1,0 +1,51 @@
+"""A fleet through a store that throttles, cuts and fails leaves what a calm run leaves."""
+
+import pytest
+from tests.support.cosmos import Faults, RunningCosmos
+
+from sessionferry import head_store
+from sessionferry.identity import STREAMS
+from sessionferry.store.cosmos.access import Access
+from sessionferry.store.cosmos.store import CosmosStore
+from support.faulty_runs import LINES, calm_run, fleet, troubled_run
+from support.schedules import MemoryArchive, World, check_exact, view
+
+FAULTS = {
+    "throttle_rate": 0.3,
+    "operation_throttle_rate": 0.01,
+    "reset_after_rate": 0.02,
+    "reset_before_rate": 0.01,
+    "error_rates": {408: 0.005, 449: 0.01, 503: 0.01},
+    "retry_after_ms": 5.0,
+}
+
+
+@pytest.mark.parametrize(
+    "sessions", [12, pytest.param(730, marks=pytest.mark.slow)], ids=["short", "10,000 messages"]
+)
+@pytest.mark.timeout(1800)
+async def test_a_fleet_through_faults_leaves_what_a_calm_run_leaves(
+    sessions: int, cosmos_server: RunningCosmos, cosmos_access: Access
+) -> None:
+    keys, messages = fleet(sessions, seed=1)
+    if sessions > 100:
+        assert len(messages) >= 10_000
+    expected = await calm_run(messages)
+    world = World(None, MemoryArchive(), MemoryArchive())
+    async with await CosmosStore.open(cosmos_access) as store:
+        world.store = store
+        cosmos_server.clear_statistics()
+        cosmos_server.faults = Faults(seed=2, **FAULTS)
+        deliveries = await troubled_run(lambda: store, world.archive, messages, seed=3)
+        cosmos_server.faults = Faults()
+        assert deliveries >= len(messages) * 1.1 - 1
+        answered = cosmos_server.statistics()["requests"]
+        throttled = sum(n for name, n in answered.items() if name.endswith(" 429"))
+        assert throttled > 0.2 * sum(answered.values())
+        for key in keys:
+            await check_exact(world, key)
+            assert await view(world, key) == await view(expected, key)
+            head = (await head_store.read_head(store, key)).head
+            state = head.stream("events")
+            assert len(state.stored) + len(state.quarantined) == LINES, "the ledger balances"
+            assert not any(head.stream(name).conflicts for name in STREAMS)
