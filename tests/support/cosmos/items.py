@@ -9,6 +9,7 @@ from tests.support.cosmos.errors import ServiceError, bad_request
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
 MAX_DEPTH = 128
+MAX_TTL = 2**31 - 1
 FORBIDDEN_IN_ID = re.compile(r"[/\\?#]")
 SYSTEM_FIELDS = ("_rid", "_self", "_etag", "_attachments", "_ts")
 
@@ -66,9 +67,7 @@ def check_item(body: Any) -> dict[str, Any]:
         )
     check_id(body["id"])
     ttl = body.get("ttl")
-    if ttl is not None and (
-        isinstance(ttl, bool) or not isinstance(ttl, int) or ttl < -1 or ttl == 0
-    ):
+    if ttl is not None and not (type(ttl) is int and (ttl == -1 or 0 < ttl <= MAX_TTL)):
         raise bad_request("The input ttl value is invalid: it must be -1 or a positive integer.")
     return body
 

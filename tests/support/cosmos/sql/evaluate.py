@@ -4,6 +4,7 @@ A row maps the aliases of FROM to values. `and`, `or` and `not` know three value
 property makes a comparison undefined, and only true lets an item through.
 """
 
+import functools
 import itertools
 import operator
 import re
@@ -76,10 +77,15 @@ def disjunction(left: Any, right: Any) -> Any:
 
 
 def equality(left: Any, right: Any) -> Any:
-    """Equal, unless one of them is undefined."""
-    if left is UNDEFINED or right is UNDEFINED:
+    """Equal; undefined unless both are of one type."""
+    if left is UNDEFINED or not same_type(left, right):
         return UNDEFINED
     return equal(left, right)
+
+
+def inequality(left: Any, right: Any) -> Any:
+    """Not equal; undefined for arrays and objects too."""
+    return UNDEFINED if isinstance(left, dict | list) else negation(equality(left, right))
 
 
 def negation(value: Any) -> Any:
@@ -176,7 +182,7 @@ class Compiler:
         if symbol == "=":
             return lambda row: equality(left(row), right(row))
         if symbol == "!=":
-            return lambda row: negation(equality(left(row), right(row)))
+            return lambda row: inequality(left(row), right(row))
         if symbol in COMPARISONS:
             comparison = COMPARISONS[symbol]
             return lambda row: compare(comparison, left(row), right(row))
@@ -203,9 +209,8 @@ class Compiler:
 
         def contained(row: Row) -> Any:
             value = operand(row)
-            if value is UNDEFINED:
-                return UNDEFINED
-            return any(equality(value, choice(row)) is True for choice in choices)
+            found = [equality(value, choice(row)) for choice in choices]
+            return True if True in found else functools.reduce(disjunction, found, False)
 
         return contained
 
