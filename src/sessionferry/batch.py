@@ -11,6 +11,8 @@ the header alone, with a `claim`.
 """
 
 import hashlib
+import re
+import secrets
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,11 +41,14 @@ MAX_FUTURE_MS = 24 * 3600 * 1000
 ZSTD_LEVEL = 3
 REPLAY_MARK = ".r"
 """Appended to the message id, with a random part, when something is sent again on purpose."""
+MAX_MESSAGE_ID = 128
+"""Longest message id that Service Bus takes, in characters."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 256 * 1024
 _SPACE = 0x20
+_REPLAYED = re.compile(re.escape(REPLAY_MARK) + r"[0-9a-f]{16}\Z")
 _GZIP_INPUT = 16 * 1024
 
 Span = tuple[int, int]
@@ -172,6 +177,15 @@ def batch_id(header: Header, content_sha256: str) -> str:
     if header.kind == "heartbeat":
         identity.append(header.host_id)
     return hashlib.sha256(orjson.dumps(identity)).hexdigest()
+
+
+def replay_id(message_id: str) -> str:
+    """Return an id under which a message can be sent again: no duplicate detection knows it."""
+    base = _REPLAYED.sub("", message_id)
+    mark = REPLAY_MARK + secrets.token_hex(8)
+    if len(base) + len(mark) > MAX_MESSAGE_ID:
+        base = hashlib.sha256(base.encode()).hexdigest()
+    return base + mark
 
 
 def utc_now() -> str:

@@ -28,6 +28,9 @@ three parts below its 2 KB, also where a character takes four."""
 
 SEPARATOR = "|"
 UNATTRIBUTED = "_unattributed"
+AUDIT = "_audit"
+_RESERVED = frozenset({UNATTRIBUTED, AUDIT})
+"""Folders beside those of users; no user's folder has such a name."""
 
 # Forbidden in Cosmos DB ids (/ \ ? #), our separator and escape sign, controls, outer spaces.
 _UNSAFE_IN_KEY = re.compile(r"[/\\?#|%\x00-\x1f\x7f]|^ | $")
@@ -107,7 +110,7 @@ def session_folder(key: SessionKey) -> str:
 
 def _path_part(part: str) -> str:
     escaped = _UNSAFE_IN_PATH.sub(lambda m: _encode(m.group(), "="), part)
-    if escaped.startswith(".") or escaped == UNATTRIBUTED:
+    if escaped.startswith(".") or escaped in _RESERVED:
         escaped = _encode(escaped[0], "=") + escaped[1:]
     return _shorten(escaped, part, "=")
 

@@ -11,7 +11,6 @@ async with Publisher(endpoints) as publisher:
 import asyncio
 import hashlib
 import logging
-import secrets
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -27,14 +26,15 @@ from azure.servicebus.exceptions import (
 
 from sessionferry.archive import Archive, inbox_key
 from sessionferry.batch import (
-    REPLAY_MARK,
     Claim,
     Header,
     batch_id,
     encode_parts,
+    replay_id,
 )
 from sessionferry.errors import TransientError, UserError
 from sessionferry.packing import RAW_BYTES, Packed
+from sessionferry.queue_client import open_client
 from sessionferry.retrying import retry
 from sessionferry.settings import Endpoints
 
@@ -131,7 +131,7 @@ class Publisher:
 
     async def _connect(self) -> None:
         await self.close()
-        client = self._open_client()
+        client, self._credential = open_client(self._endpoints)
         self._client = client
         self._sender = client.get_queue_sender(self._endpoints.queue)
         try:
@@ -143,23 +143,6 @@ class Publisher:
             ) from None
         except (AzureError, OSError) as error:
             raise TransientError(f"The queue cannot be reached: {_brief(error)}") from error
-
-    def _open_client(self) -> ServiceBusClient:
-        connection = self._endpoints.connection
-        if connection is not None:
-            try:
-                return ServiceBusClient.from_connection_string(
-                    connection.get_secret_value(), retry_total=1
-                )
-            except ValueError:
-                # The SDK's own sentence may quote the string, and with it the key.
-                raise UserError("ServiceBusConnection is not a connection string.") from None
-        if not self._endpoints.namespace:
-            raise UserError("No queue is named: set ServiceBusConnection, or start `ferry local`.")
-        from azure.identity.aio import DefaultAzureCredential
-
-        self._credential = DefaultAzureCredential()
-        return ServiceBusClient(self._endpoints.namespace, self._credential, retry_total=1)
 
     async def _send_pending(self) -> None:
         if self._sender is None:
@@ -191,7 +174,7 @@ class Publisher:
             body = encode_parts(header, b"")
         message_id = batch_id(header, packed.sha256)
         if self._resend:
-            message_id += REPLAY_MARK + secrets.token_hex(8)
+            message_id = replay_id(message_id)
         properties: dict[str | bytes, PrimitiveTypes] = {"content_encoding": "zstd"}
         return ServiceBusMessage(body, message_id=message_id, application_properties=properties)
 

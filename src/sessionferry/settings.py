@@ -272,6 +272,14 @@ def endpoints(settings: Settings) -> Endpoints:
     )
 
 
+def check_running(target: Endpoints, settings: Settings) -> None:
+    """Refuse to wait for a local queue that is not there; raises `UserError`."""
+    if target.local is not None and not target.local.is_running(settings.data):
+        raise UserError(
+            f"No `ferry local` is running with the data folder {settings.data}. Start it first."
+        )
+
+
 def _needed(name: str, value: str | None) -> str:
     if not value:
         raise UserError(f"The setting {name} is missing; docs/reference/settings.md explains it.")

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from sessionferry import __version__
-from sessionferry.cli import agent, demo, local, reading, ship, simulate
+from sessionferry.cli import agent, demo, dlq, local, reading, ship, simulate
 from sessionferry.errors import FerryError, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("show")(reading.show)
 app.command("export")(reading.export)
 app.command("verify")(reading.verify)
 app.command("migrate")(local.migrate)
+app.add_typer(dlq.app)
 
 
 def _version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """What commands print: tables for people, JSON for programs, progress only on a terminal."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -17,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sessionferry.errors import UserError
 from sessionferry.settings import Settings
 
 NOT_ALL_WELL = 3
@@ -53,10 +56,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
         )
     for row in rows:
         table.add_row(*(number(cell) if _is_number(cell) else str(cell) for cell in row))
-    console = Console(highlight=False, soft_wrap=False)
+    # Without markup: what was sent may hold [brackets], and is shown as it is.
+    console = Console(highlight=False, markup=False, soft_wrap=False)
     if not console.is_terminal:
         # A pipe has no width to fit: a row is a line.
-        console = Console(highlight=False, width=max(240, table_width(columns, rows)))
+        console = Console(highlight=False, markup=False, width=max(240, table_width(columns, rows)))
     console.print(table)
 
 
@@ -95,6 +99,25 @@ def progress(title: str, total: int) -> Iterator[Any]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def counting(title: str, total: int) -> Iterator[Any]:
+    """Like `progress`, for a number of things."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone; raises `UserError` where nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} Nobody can answer here; say --yes.")
+    typer.confirm(question, abort=True)
 
 
 def _is_number(value: object) -> bool:

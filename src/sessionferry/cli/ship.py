@@ -24,7 +24,7 @@ from sessionferry.cli.output import (
 )
 from sessionferry.errors import UserError
 from sessionferry.host import Identity
-from sessionferry.settings import Endpoints, Settings, endpoints
+from sessionferry.settings import Endpoints, Settings, check_running, endpoints
 
 
 def ship(
@@ -107,7 +107,7 @@ async def ship_sources(
     from sessionferry.publisher import Publisher
 
     target = endpoints(chosen)
-    _check_running(target, chosen)
+    check_running(target, chosen)
     with SpoolLock(spool_path(chosen, target)):
         spool = opened_spool(chosen, target)
         try:
@@ -151,13 +151,6 @@ def spool_path(chosen: Settings, target: Endpoints) -> Path:
 def spool_name(target: Endpoints, chosen: Settings) -> str:
     """Name a destination in the identity file."""
     return f"local:{chosen.data}" if target.local is not None else target.destination
-
-
-def _check_running(target: Endpoints, chosen: Settings) -> None:
-    if target.local is not None and not target.local.is_running(chosen.data):
-        raise UserError(
-            f"No `ferry local` is running with the data folder {chosen.data}. Start it first."
-        )
 
 
 def _print(report: Report, *, as_json: bool, dry_run: bool) -> None:

@@ -1,0 +1,159 @@
+"""What was set aside, by the commands that bring it back: dead letters."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from azure.servicebus import ServiceBusClient, ServiceBusMessage, ServiceBusSubQueue
+
+from sessionferry.archive import Archive
+from sessionferry.consumer import open_ingest
+from sessionferry.delivery import Message
+from sessionferry.settings import Settings
+from support.broker import RunningBroker, forget_leaked_sockets
+from support.commands import CommandServer
+from support.stack import Ferry
+
+OUTAGE = "MaxDeliveryCountExceeded"
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[RunningBroker]:
+    with RunningBroker(tmp_path / "broker", [{"name": "sessions"}]) as running:
+        yield running
+    forget_leaked_sockets()
+
+
+@pytest.fixture
+def remote(broker: RunningBroker, tmp_path: Path, server: CommandServer) -> Ferry:
+    """The command as it is configured for Azure: endpoints by settings, nothing runs here."""
+    places = {name: (tmp_path / name).as_uri() for name in ("archive", "inbox")}
+    environment = {
+        "ServiceBusConnection": broker.connection_string,
+        "FERRY_STORE": f"sqlite:///{tmp_path / 'store.db'}",
+        "FERRY_ARCHIVE": places["archive"],
+        "FERRY_INBOX": places["inbox"],
+    }
+    return Ferry(tmp_path / "home", environment=environment, server=server)
+
+
+def write_session(folder: Path, lines: int = 30) -> Path:
+    session = folder / "projects" / "-srv-app" / "sessions" / "s1"
+    session.mkdir(parents=True)
+    events = [json.dumps({"event": "tool:pre", "data": {"n": n}}) for n in range(lines)]
+    (session / "events.jsonl").write_text("\n".join(events) + "\n")
+    return folder
+
+
+def dead_letter_all(client: ServiceBusClient, reason: str) -> int:
+    """Do to the queue's messages what an outage longer than all deliveries does."""
+    count = 0
+    with client.get_queue_receiver("sessions", keep_alive=0, prefetch_count=1) as receiver:
+        while receiver.peek_messages(1, sequence_number=1):
+            for message in receiver.receive_messages(10, max_wait_time=5):
+                receiver.dead_letter_message(message, reason=reason)
+                count += 1
+    return count
+
+
+def ingest_all(client: ServiceBusClient, ferry: Ferry) -> None:
+    """Be the function app for what lies in the queue."""
+    messages = []
+    with client.get_queue_receiver("sessions", keep_alive=0, prefetch_count=1) as receiver:
+        while receiver.peek_messages(1, sequence_number=1):
+            for message in receiver.receive_messages(10, max_wait_time=5):
+                messages.append(
+                    Message(body=b"".join(message.body), message_id=str(message.message_id))
+                )
+                receiver.complete_message(message)
+    given = {name.removeprefix("FERRY_").lower(): v for name, v in ferry.environment.items()}
+    settings = Settings(**{name: given[name] for name in ("store", "archive", "inbox")})
+
+    async def run() -> None:
+        ingest = await open_ingest(settings)
+        await ingest.take_in(messages)
+        await ingest.store.close()
+
+    asyncio.run(run())
+
+
+def records(ferry: Ferry) -> dict[str, dict[str, object]]:
+    """The records in the archive, by their object's key."""
+
+    async def read() -> dict[str, dict[str, object]]:
+        archive = Archive.open(ferry.environment["FERRY_ARCHIVE"])
+        keys = [found.key async for found in archive.objects("_audit")]
+        return {key: json.loads(await archive.get(key)) for key in sorted(keys)}
+
+    return asyncio.run(read())
+
+
+def test_what_an_outage_dead_lettered_comes_back(
+    broker: RunningBroker, remote: Ferry, tmp_path: Path
+) -> None:
+    source = write_session(tmp_path / "amplifier")
+    remote.run("ship", source)
+    with ServiceBusClient.from_connection_string(broker.connection_string) as client:
+        sent = dead_letter_all(client, OUTAGE)
+        with client.get_queue_sender("sessions", keep_alive=0) as sender:
+            sender.send_messages(ServiceBusMessage(b"\x1b[2Jnonsense"))
+        dead_letter_all(client, "poison")
+
+        *batches, junk = remote.run("dlq", "list", "--json").json
+        assert len(batches) == sent
+        (batch,) = (found for found in batches if found["kind"] == "lines")
+        assert (batch["reason"], batch["kind"], batch["lines"]) == (OUTAGE, "lines", 30)
+        assert batch["session"].endswith("|-srv-app|s1")
+        assert (junk["reason"], junk["kind"], junk["error"]) == (
+            "poison",
+            "undecodable",
+            "bad_batch",
+        )
+        assert "undecodable" in remote.run("dlq", "list", "--reason", "poison").stdout
+        shown = remote.run("dlq", "show", batch["number"]).stdout
+        assert '"event": "tool:pre"' in shown
+        assert "-srv-app" in shown
+        assert "\\x1b[2Jnonsense" in remote.run("dlq", "show", junk["number"]).stdout
+        assert "no dead letter 99" in remote.run("dlq", "show", 99, code=2).stderr
+
+        planned = remote.run("dlq", "replay", "--reason", OUTAGE, "--dry-run", "--json").json
+        assert planned == {"would_be": sent, "reasons": {OUTAGE: sent}}
+        assert records(remote) == {}
+
+        done = remote.run("dlq", "replay", "--reason", OUTAGE, "--json").json
+        assert (done["replayed"], done["left"], done["failed"]) == (sent, 0, [])
+        ingest_all(client, remote)
+        assert [found["verdict"] for found in remote.verify(source, code=0)] == ["ok"]
+
+        assert "say --yes" in remote.run("dlq", "purge", code=2).stderr
+        assert "1 dead letters were purged" in remote.run("dlq", "purge", "--yes").stdout
+        assert "no dead letters" in remote.run("dlq", "list").stdout
+        assert "0 dead letters would be replayed" in remote.run("dlq", "replay").stdout
+
+    replayed, purged = (
+        record for key, record in records(remote).items() if key.endswith("/ended.json")
+    )
+    assert replayed["action"] == "dlq replay"
+    assert replayed["counts"] == {"asked": sent, "done": sent, "failed": 0}
+    assert "@" in str(replayed["who"])
+    assert replayed["outcome"] == "done"
+    assert purged["action"] == "dlq purge"
+
+
+def test_what_somebody_else_holds_is_left_and_said(
+    broker: RunningBroker, remote: Ferry, tmp_path: Path
+) -> None:
+    remote.run("ship", write_session(tmp_path / "amplifier"))
+    with ServiceBusClient.from_connection_string(broker.connection_string) as client:
+        sent = dead_letter_all(client, OUTAGE)
+        dead = ServiceBusSubQueue.DEAD_LETTER
+        with client.get_queue_receiver(
+            "sessions", sub_queue=dead, keep_alive=0, prefetch_count=1
+        ) as receiver:
+            held: list[object] = []
+            while len(held) < sent:
+                held += receiver.receive_messages(sent - len(held), max_wait_time=5)
+            done = remote.run("dlq", "replay", "--json", code=3).json
+            assert (done["replayed"], done["left"]) == (0, sent)
