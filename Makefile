@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTHON313 ?= python3.13
 RUNTIME := 1.3.0
+CHECKOV := 3.3.30
 
-.PHONY: help setup demo test check format chaos faults fuzz functions-runtime bench containers lock clean
+.PHONY: help setup demo test check format chaos faults fuzz functions-runtime bench containers costs checkov lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
@@ -19,6 +20,8 @@ help:
 	@echo "make faults  10,000 messages through a Cosmos DB that throttles and cuts"
 	@echo "make bench   measure; writes build/bench.json"
 	@echo "make containers  render the Cosmos DB containers for infra/"
+	@echo "make costs   write docs/cost.md anew"
+	@echo "make checkov scan infra/ with checkov, in an environment of its own"
 	@echo "make setup   only make the virtual environment"
 	@echo "make format  format the code"
 	@echo "make lock    renew the pinned dependencies"
@@ -67,6 +70,14 @@ bench: $(READY)
 
 containers: $(READY)
 	$(BIN)/python -m sessionferry.store.cosmos.containers > infra/cosmos-containers.json
+
+costs: $(READY)
+	$(BIN)/python tools/cost_model.py --write
+
+checkov:
+	$(PYTHON) -m venv build/checkov
+	build/checkov/bin/python -m pip install --quiet --disable-pip-version-check checkov==$(CHECKOV)
+	build/checkov/bin/checkov --framework bicep --directory infra --skip-download --quiet --soft-fail --output json | $(PYTHON) tools/checkov_report.py
 
 # requirements.txt is what the Function App installs: exactly the dependencies of pyproject.toml.
 lock: $(READY)

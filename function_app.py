@@ -26,3 +26,17 @@ consumer = Consumer()
 async def ingest(messages: List[func.ServiceBusMessage]) -> None:  # noqa: UP006
     """Take one invocation's batches in."""
     await consumer.take_in(messages)
+
+
+@app.function_name("watch_queue")
+@app.timer_trigger(arg_name="timer", schedule="0 */5 * * * *")
+async def watch_queue(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Log how long the oldest message has waited."""
+    await consumer.watch_queue()
+
+
+@app.function_name("watch_store")
+@app.timer_trigger(arg_name="timer", schedule="0 0 * * * *")
+async def watch_store(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Log which hosts are silent and which sessions lack lines."""
+    await consumer.watch_store()

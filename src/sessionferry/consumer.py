@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
+from sessionferry import watching
 from sessionferry.archive import Archive
 from sessionferry.delivery import Message, Outcome
 from sessionferry.errors import UserError
@@ -52,6 +53,15 @@ class Consumer:
         """
         ingest = await self._open()
         return await ingest.take_in([message_from(message) for message in messages])
+
+    async def watch_queue(self) -> None:
+        """Look at how long the queue's oldest message has waited."""
+        await watching.watch_queue(Settings.read())
+
+    async def watch_store(self) -> None:
+        """Look for hosts that fell silent and sessions that lack lines."""
+        ingest = await self._open()
+        await watching.watch_store(ingest.store, datetime.now(UTC))
 
     async def _open(self) -> Ingest:
         async with self._opening:

@@ -124,7 +124,7 @@ class Ferry:
 class RunningStack:
     """`with RunningStack(folder) as stack: stack.ferry("mara").run("sessions")`."""
 
-    def __init__(self, folder: Path, *, lock: str = QUEUE_OPTIONS["lockDuration"]) -> None:  # type: ignore[assignment]
+    def __init__(self, folder: Path, *, lock: str = QUEUE_OPTIONS["lockDuration"]) -> None:
         self.owner = Ferry(folder, user=None)
         self.data = self.owner.data
         self.process: subprocess.Popen[bytes] | None = None

@@ -43,8 +43,7 @@ def app_module() -> Iterator[ModuleType]:
 
 
 def test_there_is_one_function_bound_to_the_queue(app_module: ModuleType) -> None:
-    (function,) = app_module.found
-    assert function.get_function_name() == "ingest"
+    (function,) = [f for f in app_module.found if f.get_function_name() == "ingest"]
     (binding,) = json.loads(function.get_function_json())["bindings"]
     wanted = {
         "type": "serviceBusTrigger",
@@ -56,6 +55,15 @@ def test_there_is_one_function_bound_to_the_queue(app_module: ModuleType) -> Non
         "dataType": "BINARY",
     }
     assert {name: str(binding[name]) for name in wanted} == wanted
+
+
+def test_the_looks_at_queue_and_store_are_bound_to_timers(app_module: ModuleType) -> None:
+    schedules = {}
+    for function in app_module.found:
+        (binding,) = json.loads(function.get_function_json())["bindings"]
+        if binding["type"] == "timerTrigger":
+            schedules[function.get_function_name()] = binding["schedule"]
+    assert schedules == {"watch_queue": "0 */5 * * * *", "watch_store": "0 0 * * * *"}
 
 
 def test_invocations_are_small_and_complete_by_themselves() -> None:

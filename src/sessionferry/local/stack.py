@@ -21,6 +21,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,14 +31,16 @@ from sessionferry.settings import LOCK_FILE, LocalStack, Settings
 
 log = logging.getLogger(__name__)
 
-QUEUE_OPTIONS = {
-    # Shorter than in Azure: after a crash a person at the machine waits for the locks to end.
-    "lockDuration": "PT1M",
-    "maxDeliveryCount": 100,
-    "requiresDuplicateDetection": False,
-    "deadLetteringOnMessageExpiration": True,
-    "defaultMessageTimeToLive": "P14D",
-}
+
+def _deployed_queue() -> dict[str, Any]:
+    """The options of the queue that infra/ deploys."""
+    text = resources.files("sessionferry").joinpath("queues.json").read_text(encoding="utf-8")
+    (definition,) = json.loads(text)["queues"]
+    return {option: value for option, value in definition.items() if option != "name"}
+
+
+# Shorter than in Azure: after a crash a person at the machine waits for the locks to end.
+QUEUE_OPTIONS = _deployed_queue() | {"lockDuration": "PT1M"}
 KEY_NAME = "ferry-local"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0

@@ -1,0 +1,147 @@
+"""What nobody else notices: messages that wait, hosts that are silent, lines that are missing.
+
+The timers in function_app.py call this; each look ends in one log line, from which the alerts in
+infra/modules/alerts.bicep read their numbers.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from azure.core.exceptions import AzureError
+from azure.servicebus.aio import ServiceBusClient
+
+from sessionferry.errors import TransientError
+from sessionferry.heads import HEAD_ID, Head
+from sessionferry.identity import STREAMS
+from sessionferry.settings import Settings
+from sessionferry.store import ItemContainer, Store
+
+log = logging.getLogger(__name__)
+
+SILENT_AFTER = timedelta(days=3)
+"""A host that has said nothing for so long is silent: longer than a weekend."""
+FORGOTTEN_AFTER = timedelta(days=30)
+"""A host that has said nothing for so long was retired, and is no longer named."""
+SETTLED_AFTER = timedelta(hours=1)
+"""A session's lines arrive in any order; what is missing after so long is missing."""
+WATCHED_FOR = timedelta(hours=26)
+"""Sessions whose last line is older are not looked at again: more than a day, so that each is."""
+MOST_SESSIONS = 20_000
+"""Sessions that are looked at, newest first."""
+_NAMED = 10
+
+
+class StoreLook(NamedTuple):
+    """What a look at the store found."""
+
+    hosts: int
+    silent_hosts: list[str]
+    sessions: int
+    unbalanced: list[str]
+
+
+async def watch_queue(settings: Settings) -> float:
+    """Log, and return, how many seconds the queue's oldest message has waited; 0 without any.
+
+    Raises `TransientError` when the queue does not answer.
+    """
+    enqueued = await _oldest(settings)
+    seconds = max(0.0, time.time() - enqueued.timestamp()) if enqueued else 0.0
+    log.info(
+        "queue watched: oldest_message_seconds=%d",
+        seconds,
+        extra={"event": "queue_watched", "oldest_message_seconds": seconds},
+    )
+    return seconds
+
+
+async def watch_store(store: Store, now: datetime) -> StoreLook:
+    """Log, and return, which hosts are silent and which sessions lack lines."""
+    hosts, silent_hosts = 0, []
+    async for host in _since(store, "hosts", now - FORGOTTEN_AFTER):
+        hosts += 1
+        if _time(host["last_time"]) < now - SILENT_AFTER:
+            silent_hosts.append(f"{host['user_id']}/{host['host_id']}")
+    sessions, unbalanced = 0, []
+    async for session in _since(store, "sessions", now - WATCHED_FOR):
+        if _time(session["last_time"]) > now - SETTLED_AFTER:
+            continue
+        unbalanced += [partition async for partition in _unbalanced(store, session)]
+        sessions += 1
+        if sessions == MOST_SESSIONS:
+            break
+    look = StoreLook(hosts, silent_hosts, sessions, unbalanced)
+    log.info(
+        "store watched: hosts=%d silent_hosts=%d sessions=%d unbalanced=%d",
+        *(hosts, len(silent_hosts), sessions, len(unbalanced)),
+        extra={"event": "store_watched", **look._asdict()},
+    )
+    for what, named in (("silent host", silent_hosts), ("unbalanced session", unbalanced)):
+        for name in named[:_NAMED]:
+            log.warning("%s: %s", what, name)
+    return look
+
+
+def lacks_lines(head: Head) -> bool:
+    """Whether a head has a gap: lines below its greatest that are neither here nor there."""
+    if head.tombstone is not None:
+        return False
+    streams = [head.stream(name) for name in STREAMS]
+    return any((one.stored | one.quarantined | one.pruned).gaps() for one in streams)
+
+
+async def _unbalanced(store: Store, session: dict[str, Any]) -> AsyncIterator[str]:
+    """Yield the partitions of a session, one per project, whose head has a gap."""
+    for project in session["projects"]:
+        item = await store.read_item("heads", project["partition_key"], HEAD_ID)
+        if item is not None and lacks_lines(Head.from_document(item.document)):
+            yield str(project["partition_key"])
+
+
+async def _since(
+    store: Store, container: ItemContainer, oldest: datetime
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield a container's items, newest first, down to a time."""
+    continuation = None
+    while True:
+        page = await store.list_items(container, limit=1000, continuation=continuation)
+        for document in page.documents:
+            # An item without a time sorts last: nothing after it has one.
+            if not document.get("last_time") or _time(document["last_time"]) < oldest:
+                return
+            yield document
+        continuation = page.continuation
+        if continuation is None:
+            return
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+async def _oldest(settings: Settings) -> datetime | None:
+    """Peek: nothing is locked, and no delivery is counted."""
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(await _client(settings, stack))
+            receiver = client.get_queue_receiver(settings.queue)
+            await stack.enter_async_context(receiver)
+            waiting = await receiver.peek_messages(max_message_count=1)
+    except (AzureError, OSError) as error:
+        raise TransientError(f"The queue did not answer: {str(error)[:300]}") from error
+    return waiting[0].enqueued_time_utc if waiting else None
+
+
+async def _client(settings: Settings, stack: contextlib.AsyncExitStack) -> ServiceBusClient:
+    if settings.connection is not None:
+        connection = settings.connection.get_secret_value()
+        return ServiceBusClient.from_connection_string(connection, retry_total=1)
+    from azure.identity.aio import DefaultAzureCredential
+
+    credential = await stack.enter_async_context(DefaultAzureCredential())
+    return ServiceBusClient(settings.namespace or "", credential, retry_total=1)
