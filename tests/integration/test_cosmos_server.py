@@ -1,7 +1,9 @@
 """The Cosmos test server, asked by the unmodified azure-cosmos clients."""
 
 import asyncio
+import dataclasses
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +17,7 @@ from uuid import uuid4
 import pytest
 from azure.core import MatchConditions
 from azure.core.credentials import AccessToken
+from azure.core.exceptions import ServiceResponseError
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey, exceptions
 from azure.cosmos.aio import ContainerProxy as AsyncContainerProxy
 from azure.cosmos.aio import CosmosClient as AsyncCosmosClient
@@ -33,6 +36,7 @@ from tests.support.cosmos.partitions import effective_key, parse_key
 
 KEY = PartitionKey("/pk")
 OTHER_KEY = "YW4gb3RoZXIga2V5IHRoYXQgbm8gc2VydmVyIGhhcw=="
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "cosmos-test-server.md"
 TWO_MEGABYTES = 2 * 1024 * 1024
 
 CosmosError = exceptions.CosmosHttpResponseError
@@ -1014,6 +1018,17 @@ async def test_the_client_sends_a_write_again_whose_connection_was_cut_after_the
     assert own(await aio_container.read_item("i1", "p")) == item(1)
 
 
+def test_the_sync_client_does_not_send_such_a_write_again(
+    cosmos: RunningCosmos, container: ContainerProxy
+) -> None:
+    cosmos.faults = Faults(target="writes", next=["reset_after"])
+
+    with pytest.raises(ServiceResponseError):
+        container.create_item(item(1))
+
+    assert own(container.read_item("i1", "p")) == item(1)
+
+
 async def test_a_write_whose_connection_was_cut_before_the_commit_was_not_done(
     cosmos: RunningCosmos, aio_container: AsyncContainerProxy
 ) -> None:
@@ -1069,6 +1084,29 @@ async def test_what_is_over_the_throughput_is_throttled_and_gets_through_later(
     assert seconds > (100 * 5.5 - 300) / 300  # after the first second's worth
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT VALUE c.n FROM c",
+        "SELECT VALUE c.n FROM c ORDER BY c.n DESC",
+        "SELECT VALUE c.n FROM c ORDER BY c.n OFFSET 1 LIMIT 9",
+        "SELECT DISTINCT VALUE c.model FROM c",
+    ],
+)
+def test_pages_may_be_short_or_empty_and_all_results_still_come(
+    cosmos: RunningCosmos, sessions: ContainerProxy, query: str
+) -> None:
+    def found() -> list[Any]:
+        return list(sessions.query_items(query, enable_cross_partition_query=True))
+
+    expected = found()
+    cosmos.clear_statistics()
+    cosmos.faults = Faults(seed=3, short_page_rate=0.7)
+
+    assert found() == expected
+    assert count(cosmos, "item.query 200") > 4
+
+
 def test_the_same_seed_makes_the_same_faults() -> None:
     def drawn(seed: int) -> list[str]:
         faults = Faults(seed=seed, throttle_rate=0.3, reset_after_rate=0.1, error_rates={449: 0.1})
@@ -1076,6 +1114,19 @@ def test_the_same_seed_makes_the_same_faults() -> None:
 
     assert drawn(7) == drawn(7) != drawn(8)
     assert {"", "429", "449", "reset_after"} == set(drawn(7))
+
+
+def test_every_fault_is_described() -> None:
+    described = set(re.findall(r"^\| `(\w+)` \|", GUIDE.read_text(), re.MULTILINE))
+
+    assert described == {field.name for field in dataclasses.fields(Faults)}
+
+
+def test_the_example_that_is_shown_ends_as_is_said() -> None:
+    (example,) = re.findall(r"^```\n(from .*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+    with pytest.raises(ServiceResponseError):
+        exec(example, {})  # noqa: S102
 
 
 # ---------------------------------------------------------------- a process of its own

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import jwt
@@ -104,11 +105,10 @@ class Authority:
         given = headers.get("authorization")
         if not given:
             raise _unauthorized("Required Header authorization is missing.")
-        parts = dict(urllib.parse.parse_qsl(urllib.parse.unquote(given), keep_blank_values=True))
-        if parts.get("type") == "aad":
-            self._check_role(parts.get("sig", ""), asked)
-        elif parts.get("type") == "master":
-            signature = urllib.parse.unquote(given).partition("sig=")[2]
+        kind, _, signature = urllib.parse.unquote(given).partition("&ver=1.0&sig=")
+        if kind == "type=aad":
+            self._check_role(signature, asked)
+        elif kind == "type=master":
             self._check_signature(signature, asked, headers)
             if asked.write and not asked.data and not self.key_may_change_metadata:
                 raise ServiceError(
@@ -158,16 +158,21 @@ class Authority:
 
 def _check_clock(date: str) -> None:
     try:
-        sent = parsedate_to_datetime(date)
+        sent = _seconds(date)
     except ValueError:
         raise _unauthorized("The x-ms-date header is missing or no RFC 1123 date.") from None
-    if not -MAX_AHEAD <= (datetime.now(UTC) - sent).total_seconds() <= MAX_BEHIND:
+    if not -MAX_AHEAD <= time.time() - sent <= MAX_BEHIND:
         raise ServiceError(
             403,
             "The authorization token is not valid at the current time. Please create another token "
             "and retry (token start time: "
             f"{date}, server time: {datetime.now(UTC):%a, %d %b %Y %H:%M:%S} GMT).",
         )
+
+
+@lru_cache(maxsize=16)
+def _seconds(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
 
 
 def _unauthorized(message: str) -> ServiceError:

@@ -33,6 +33,7 @@ class Faults:
     hang_ms: float = 60_000.0
     latency_ms: float = 0.0
     latency_jitter_ms: float = 0.0
+    short_page_rate: float = 0.0  # a page of a query holds 0 to 3 results, and goes on
     request_units_per_second: float = 0.0  # of a container; 0 is no limit
     next: list[str] = dataclasses.field(default_factory=list)  # one-off faults, first in first out
     next_operations: list[str] = dataclasses.field(default_factory=list)  # inside batches
@@ -107,6 +108,10 @@ class Faults:
         if self._chance(self.reset_after_rate):
             return "reset_after"
         return "hang_after" if self._chance(self.hang_after_rate) else ""
+
+    def page(self, size: int) -> int:
+        """How many results a page may hold at most."""
+        return self._random.randint(0, 3) if self._chance(self.short_page_rate) else size
 
     def draw_operation(self) -> ServiceError | None:
         """What befalls an operation inside a batch."""

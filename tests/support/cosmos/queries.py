@@ -97,7 +97,8 @@ class Searcher:
         after = Place.decode(continuation).at if continuation else 0
         items = [item for item in self.container.items(partitions) if item.number > after]
         documents, used = _fill([item.raw for item in items[:size]])
-        token = Place(0, items[used - 1].number, None).encode() if used < len(items) else None
+        last = items[used - 1].number if used else after
+        token = Place(0, last, None).encode() if used < len(items) else None
         return Page(documents, token, 1.0 + 0.1 * used)
 
     # ------------------------------------------------------------ queries
@@ -183,7 +184,8 @@ def _rows(matches: Matches, selection: Selection, size: int, place: Place | None
     end = start + used
     token = None
     if end < last:
-        token = Place(matches.version, end, _key(matches.found[end - 1])).encode()
+        after = _key(matches.found[end - 1]) if used else place and place.after
+        token = Place(matches.version, end, after).encode()
     return Page([document for document in documents if document], token, 0.0)
 
 
@@ -203,7 +205,9 @@ def _key(found: Found) -> list[Any]:
 
 def _resume(matches: Matches, selection: Selection, place: Place) -> int:
     """The first row after the last one shown, in a container that has changed since."""
-    order, undefined, number = place.after or [[], [], 0]
+    if place.after is None:
+        return place.at
+    order, undefined, number = place.after
     values = [UNDEFINED if gone else value for value, gone in zip(order, undefined, strict=True)]
     for index, one in enumerate(matches.found):
         if _follows(one, values, number, selection.query):

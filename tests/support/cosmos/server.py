@@ -522,7 +522,7 @@ class CosmosServer:
         self._check_budget(container, physical)
         page = self.account.searchers[container.rid].feed(
             partitions(),
-            page_size(request.headers.get("x-ms-max-item-count")),
+            self.faults.page(page_size(request.headers.get("x-ms-max-item-count"))),
             request.headers.get("x-ms-continuation"),
         )
         return self._page(container, physical, page)
@@ -540,7 +540,7 @@ class CosmosServer:
             selection,
             partitions,
             scope=scope + request.body,
-            size=page_size(request.headers.get("x-ms-max-item-count")),
+            size=self.faults.page(page_size(request.headers.get("x-ms-max-item-count"))),
             continuation=request.headers.get("x-ms-continuation"),
         )
         return self._page(container, physical, page)
