@@ -149,7 +149,7 @@ def note_tail(message: Message, batch: Batch, archive_key: str, session: Work) -
     )
     stream: Stream = header.stream or "events"
     session.handled.append(Handled(message, header, archive_key))
-    session.deliveries.append(Delivery(stream, header.generation, tail=tail))
+    session.deliveries.append(Delivery(stream, header.generation, tail=tail, format=header.format))
 
 
 def same_batch(announced: Header, found: Batch) -> Batch:
@@ -252,4 +252,5 @@ def describe(stream: Stream, handled: Handled, entries: Sequence[Entry]) -> Deli
         conflicts=[entry.sequence for entry in entries if entry.conflict],
         sequences=handled.sequences,
         extent=_extent(header),
+        format=header.format,
     )

@@ -47,6 +47,8 @@ class Facts(NamedTuple):
     usage: Usage | None = None
     cost: int = 0
     lifecycle: str | None = None
+    about: Mapping[str, str] | None = None
+    """What the line says about its session; nothing, where the payload is left to the archive."""
 
 
 class Document(NamedTuple):
@@ -144,7 +146,8 @@ class DocumentBuilder:
         if self._memory is not None and self._memory.concerns(line):
             self._memory.recall(fields, meaning)
         data = orjson.dumps(fields)
-        what = (meaning.occurred_at, meaning.usage, meaning.cost, meaning.lifecycle)
+        about = self._format.about(self.stream, fields) or None
+        what = (meaning.occurred_at, meaning.usage, meaning.cost, meaning.lifecycle, about)
         facts = Facts(position.sequence, sha256, len(line), False, repaired, *what)
         if truncation.must_truncate(self.stream, len(data), len(data)):
             return self._truncated(position, facts, fields, meaning.summary, len(data))
@@ -202,7 +205,7 @@ class DocumentBuilder:
         summary: dict[str, Any],
         size: int,
     ) -> Document:
-        facts = facts._replace(truncated=True)
+        facts = facts._replace(truncated=True, about=None)
         ours = self._our_fields(position, facts, summary, size)
         kept = truncation.kept(fields)
         searched = (kept.get("event"), kept.get("lvl"), summary)
@@ -272,7 +275,9 @@ def shadow(fields: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 def stored_facts(document: dict[str, Any]) -> Facts:
     """Read the facts back from a stored document: what a head counts is what is stored."""
+    known, stream = format_named(document["format"]), _stream(document)
     summary = document.get("summary") or {}
+    truncated = document["data_truncated"]
     shown = summary.get("usage")
     usage = None
     if shown is not None:
@@ -281,13 +286,20 @@ def stored_facts(document: dict[str, Any]) -> Facts:
         sequence=document["sequence"],
         sha256=bytes.fromhex(document["line_sha256"]),
         size=document["line_size_bytes"],
-        truncated=document["data_truncated"],
+        truncated=truncated,
         repaired=document.get("repaired", False),
         occurred_at=document["occurred_at"],
         usage=usage,
         cost=cost(summary.get("cost_usd")),
-        lifecycle=format_named(document["format"]).lifecycle(_stream(document), document, summary),
+        lifecycle=known.lifecycle(stream, document, summary),
+        about=None if truncated else known.about(stream, _own_fields(document)) or None,
     )
+
+
+def _own_fields(document: dict[str, Any]) -> dict[str, Any]:
+    """Give the line's own values back to the keys that ours took."""
+    shadowed: dict[str, Any] = document.get("shadowed") or {}
+    return document | shadowed
 
 
 def _stream(document: dict[str, Any]) -> Stream:

@@ -26,6 +26,8 @@ MAX_FRAGMENTS = 20_000
 all: good and bad lines in turn leave no gap, and still may not grow a head past 2 MB."""
 MAX_SUPERSEDED = 1_000
 """Superseded generations of which the coverage is kept; older ones are forgotten, lowest first."""
+FIRST_STATED = frozenset({"working_dir", "native_session_id", "parent_id", "first_prompt"})
+"""Facts about a session of which the first statement counts; of all others it is the last."""
 DIGEST_MODULUS = 2**256
 HEAD_ID = "head"
 _DOCUMENT_KEYS = frozenset({"id", "partition_key"})
@@ -59,6 +61,13 @@ class Lifecycle(_Model):
     occurred_at: str | None = None
 
 
+class Stated(_Model):
+    """What a line says about its session, and which line."""
+
+    sequence: int
+    value: str
+
+
 class StreamHead(_Model):
     """What is known of one stream's newest generation. Sums count stored lines only."""
 
@@ -77,6 +86,8 @@ class StreamHead(_Model):
     cost_usd: str = "0"
     digest: str = "0" * 64
     lifecycle: Lifecycle | None = None
+    about: dict[str, Stated] = Field(default_factory=dict)
+    format: str | None = None
     last_tail: Tail | None = None
     superseded: dict[int, Coverage] = Field(default_factory=dict)
 
@@ -198,6 +209,7 @@ class Delivery(NamedTuple):
     sequences: Range | None = None
     extent: Range | None = None
     tail: Tail | None = None
+    format: str | None = None
 
 
 def merge(head: Head, deliveries: Iterable[Delivery], metadata: Iterable[Metadata] = ()) -> Head:
@@ -360,6 +372,8 @@ def _add(state: StreamHead, delivery: Delivery) -> StreamHead:
     if delivery.extent is not None:
         changes["extent"] = state.extent | Coverage.of(delivery.extent)
     changes["last_tail"] = _later_tail(state.last_tail, delivery.tail)
+    # One file has one format; should deliveries differ, their order must not show.
+    changes["format"] = max([*_present(state.format), *_present(delivery.format)], default=None)
     return state.model_copy(update=changes)
 
 
@@ -389,6 +403,7 @@ def _sums(state: StreamHead, fresh: list[Facts]) -> dict[str, Any]:
         "first_time": min([*times, *_present(state.first_time)], default=None),
         "last_time": max([*times, *_present(state.last_time)], default=None),
         "lifecycle": _last_lifecycle(state.lifecycle, fresh),
+        "about": _about(state.about, fresh),
     }
 
 
@@ -404,6 +419,20 @@ def _last_lifecycle(known: Lifecycle | None, fresh: list[Facts]) -> Lifecycle | 
                 sequence=facts.sequence, event=facts.lifecycle, occurred_at=facts.occurred_at
             )
     return last
+
+
+def _about(known: dict[str, Stated], fresh: list[Facts]) -> dict[str, Stated]:
+    """Keep of each fact the first statement, or the last, by position."""
+    found = {name: (stated.sequence, stated.value) for name, stated in known.items()}
+    for facts in fresh:
+        for name, value in (facts.about or {}).items():
+            here, there = (facts.sequence, value), found.get(name)
+            if there is None or (here < there) == (name in FIRST_STATED):
+                found[name] = here
+    return {
+        name: Stated(sequence=sequence, value=value)
+        for name, (sequence, value) in sorted(found.items())
+    }
 
 
 def _later_tail(known: Tail | None, tail: Tail | None) -> Tail | None:

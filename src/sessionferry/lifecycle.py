@@ -25,16 +25,16 @@ def status(head: Head, now: datetime) -> Status:
     states = [head.stream(name) for name in STREAMS]
     if not any(state.stored for state in states):
         return "created"
-    ended = _ended(head.stream("events"))
+    ended = _ended(head.stream("events")) or _ended(head.stream("transcript"))
     if ended is not None:
         return ended
     return "active" if _last_time(states) > now - QUIET else "interrupted"
 
 
-def _ended(events: StreamHead) -> Status | None:
-    if events.lifecycle is None:
+def _ended(state: StreamHead) -> Status | None:
+    if state.lifecycle is None:
         return None
-    name, _, result = events.lifecycle.event.partition("=")
+    name, _, result = state.lifecycle.event.partition("=")
     if name == "cancel:completed" or result in _TERMINATED:
         return "terminated"
     if result in _FAILED:

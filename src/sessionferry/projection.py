@@ -18,7 +18,13 @@ from sessionferry.heads import Head, Metadata, StreamHead, total_cost
 from sessionferry.identity import STREAMS, escape
 from sessionferry.store import Store
 
+STATED = (
+    *("working_dir", "name", "model", "provider", "git_branch", "tool_version", "agent_name"),
+    *("native_session_id", "parent_id", "first_prompt"),
+)
+"""What lines say about their session, for those whose tool writes no metadata file of its own."""
 KEPT_METADATA = (
+    *STATED,
     *("created", "bundle", "model", "turn_count", "working_dir", "name", "description"),
     *("parent_id", "trace_id", "agent_name", "child_span", "session_id", "project_slug"),
 )
@@ -95,13 +101,24 @@ def _entry(head: Head) -> dict[str, Any]:
         "head_version": head.head_version,
         "deleted": head.tombstone is not None,
         "metadata": head.metadata.model_dump(mode="json") if head.metadata else None,
+        "about": _about(head),
         **{name: _stream_entry(head.stream(name)) for name in STREAMS},
     }
+
+
+def _about(head: Head) -> dict[str, str]:
+    """Put together what the lines of both streams say; events know better."""
+    stated = head.stream("transcript").about | head.stream("events").about
+    about = {name: stated[name].value for name in STATED if name in stated}
+    if about.get("parent_id") == head.session_id:
+        del about["parent_id"]
+    return about
 
 
 def _stream_entry(state: StreamHead) -> dict[str, Any]:
     return {
         "generation": state.generation,
+        "format": state.format,
         "stored": len(state.stored),
         "quarantined": len(state.quarantined),
         "conflicts": len(state.conflicts),
@@ -145,13 +162,34 @@ def _newest_metadata(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
 async def _metadata_fields(
     archive: Archive, known: dict[str, Any], entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    newest = _newest_metadata(entries)
+    """Return what the session says of itself: its metadata file, over what its lines say."""
+    newest, about = _newest_metadata(entries), _shown_about(entries)
     if newest is None or not newest["valid"]:
-        return {}
+        return about
     shown = known.get("metadata")
-    if shown and shown["archive_key"] == newest["archive_key"] and not known.get("data_truncated"):
+    if (
+        shown
+        and shown["archive_key"] == newest["archive_key"]
+        and _shown_about(known["projects"]) == about
+        and not known.get("data_truncated")
+    ):
         return _without_ours(known)
-    return await _archived_metadata(archive, newest["archive_key"])
+    return about | await _archived_metadata(archive, newest["archive_key"])
+
+
+def _shown_about(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Choose the project whose lines are shown: the one of the newest metadata, or of activity."""
+    alive = [entry for entry in entries if not entry["deleted"]]
+    newest = _newest_metadata(entries)
+    if newest is not None:
+        alive = [entry for entry in alive if entry["project_slug"] == newest["project_slug"]]
+    shown = max(alive, key=_last_time, default=None)
+    return dict(shown.get("about") or {}) if shown else {}
+
+
+def _last_time(entry: dict[str, Any]) -> tuple[str, str]:
+    times = [entry[name]["last_time"] or "" for name in STREAMS]
+    return max(times), entry["project_slug"]
 
 
 async def _archived_metadata(archive: Archive, key: str) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def test_a_missing_path(alone: Ferry, tmp_path: Path) -> None:
 
 
 def test_no_amplifier_folder(alone: Ferry) -> None:
-    assert "There is no ~/.amplifier" in sentence(alone, "ship")
-    assert "There is no ~/.amplifier" in sentence(alone, "verify")
+    assert "No tool has sessions" in sentence(alone, "ship")
+    assert "No tool has sessions" in sentence(alone, "verify")
 
 
 def test_nothing_to_ship(alone: Ferry, tmp_path: Path) -> None:

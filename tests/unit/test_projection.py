@@ -110,7 +110,11 @@ async def test_a_session_document_sums_both_streams(archive: Archive) -> None:
     head = merge(
         head_of(),
         [
-            Delivery("events", 0, stored=events, quarantined=[2], conflicts=[1], tail=tail),
+            Delivery(
+                *("events", 0, events, [2], [1]),
+                tail=tail,
+                format="amplifier",
+            ),
             Delivery("transcript", 0, stored=times("2026-01-01", "2026-01-03")),
         ],
     )
@@ -122,6 +126,7 @@ async def test_a_session_document_sums_both_streams(archive: Archive) -> None:
     (entry,) = found["projects"]
     assert entry["events"] == {
         "generation": 0,
+        "format": "amplifier",
         "stored": 3,
         "quarantined": 1,
         "conflicts": 1,
@@ -292,3 +297,51 @@ def test_metadata_is_a_json_object_of_bounded_depth(payload: bytes, expected: ob
 def test_reading_metadata_never_fails(payload: bytes) -> None:
     found = parse_metadata(payload)
     assert found is None or isinstance(found, dict)
+
+
+# ---------------------------------------------------------------- what lines say
+
+
+def saying(head: Head, sequence: int = 0, **about: str) -> Head:
+    return merge(head, [Delivery("transcript", 0, stored=[facts(sequence, about=about)])])
+
+
+def at(version: int, head: Head) -> Head:
+    return head.model_copy(update={"head_version": version})
+
+
+async def test_a_session_without_metadata_shows_what_its_lines_say(archive: Archive) -> None:
+    head = saying(head_of(), working_dir="/srv/app", parent_id="p", unheard_of="x")
+    found = await projected(archive, head)
+    assert (found["working_dir"], found["parent_id"]) == ("/srv/app", "p")
+    assert "unheard_of" not in found
+    (entry,) = found["projects"]
+    assert entry["about"] == {"working_dir": "/srv/app", "parent_id": "p"}
+
+
+async def test_a_session_is_not_its_own_parent(archive: Archive) -> None:
+    assert "parent_id" not in await projected(archive, saying(head_of(), parent_id="sess-abc"))
+
+
+async def test_a_metadata_file_knows_better_than_lines(archive: Archive) -> None:
+    store = Sessions()
+    head = saying(head_of(), name="theirs", model="one")
+    await project(store, archive, head, "h")  # type: ignore[arg-type]
+    head = await with_metadata(archive, at(2, head), b'{"name":"Porting","x":1}')
+    await project(store, archive, head, "h")  # type: ignore[arg-type]
+    assert (store.only["name"], store.only["model"], store.only["x"]) == ("Porting", "one", 1)
+    head = saying(at(3, head), 1, name="another", model="two")
+    await project(store, archive, head, "h")  # type: ignore[arg-type]
+    assert (store.only["name"], store.only["model"], store.only["x"]) == ("Porting", "two", 1)
+
+
+async def test_of_two_projects_the_one_of_the_latest_line_is_shown(archive: Archive) -> None:
+    late = merge(
+        head_of("a"), [Delivery("transcript", 0, stored=times("2026-01-01", "2026-01-09"))]
+    )
+    early = merge(
+        head_of("b"), [Delivery("transcript", 0, stored=times("2026-01-02", "2026-01-03"))]
+    )
+    heads = [saying(late, 5, working_dir="/late"), saying(early, 5, working_dir="/early")]
+    for order in (heads, heads[::-1]):
+        assert (await projected(archive, *order))["working_dir"] == "/late"

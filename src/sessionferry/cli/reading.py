@@ -30,7 +30,8 @@ from sessionferry.cli.output import (
 from sessionferry.cli.ship import gate_of, sources_of
 from sessionferry.errors import UserError
 from sessionferry.export import Exported, export_session
-from sessionferry.heads import Head, StreamHead
+from sessionferry.formats.meaning import cost_text
+from sessionferry.heads import Head, StreamHead, total_cost
 from sessionferry.host import Identity
 from sessionferry.identity import STREAMS, SessionKey, Stream
 from sessionferry.lifecycle import status
@@ -272,9 +273,10 @@ def _print_head(head: Head) -> None:
     typer.echo("")
     columns = ("stream", "stored", "quarantined", "missing", "truncated", "bytes", "last time")
     print_table(columns, [_stream_row(name, head.stream(name)) for name in STREAMS])
-    events = head.stream("events")
-    usage = ", ".join(f"{name} {count:,}" for name, count in events.usage._asdict().items())
-    typer.echo(f"\ntokens   {usage}\ncost     ${events.cost_usd}")
+    used = head.stream("events").usage.plus(head.stream("transcript").usage)
+    cost = sum(total_cost(head.stream(name).cost_usd) for name in STREAMS)
+    usage = ", ".join(f"{name} {count:,}" for name, count in used._asdict().items())
+    typer.echo(f"\ntokens   {usage}\ncost     ${cost_text(cost)}")
 
 
 def _stream_row(name: str, state: StreamHead) -> tuple[object, ...]:

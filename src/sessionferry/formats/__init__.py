@@ -28,15 +28,20 @@ class Format:
     lifecycle: Callable[[Stream, Fields, Fields], str | None]
     """The lifecycle event of a line, from what every document keeps of it and its summary."""
 
+    about: Callable[[Stream, Fields], Mapping[str, str]]
+    """What a line says about its session, by the names in `projection.STATED`."""
+
     remember: Callable[[Carry | None], Memory] | None = None
     """Begin, or go on, with what earlier lines say; None where lines stand by themselves."""
 
 
 FORMATS: Mapping[str, Format] = {
-    "amplifier": Format(amplifier.interpret, amplifier.lifecycle),
-    "claude_code": Format(claude_code.interpret, claude_code.lifecycle, claude_code.Memory),
-    "codex": Format(codex.interpret, codex.lifecycle, codex.Memory),
-    "jsonl": Format(jsonl.interpret, jsonl.lifecycle),
+    "amplifier": Format(amplifier.interpret, amplifier.lifecycle, amplifier.about),
+    "claude_code": Format(
+        claude_code.interpret, claude_code.lifecycle, claude_code.about, claude_code.Memory
+    ),
+    "codex": Format(codex.interpret, codex.lifecycle, codex.about, codex.Memory),
+    "jsonl": Format(jsonl.interpret, jsonl.lifecycle, jsonl.about),
 }
 
 

@@ -13,6 +13,8 @@ from sessionferry.formats.meaning import (
     cost,
     cost_text,
     count,
+    prompt,
+    put,
     text,
     utc,
 )
@@ -42,6 +44,22 @@ def lifecycle(stream: Stream, fields: dict[str, Any], summary: dict[str, Any]) -
         return None
     state = summary.get("status")
     return f"{name}={state}" if state else name
+
+
+def about(stream: Stream, line: dict[str, Any]) -> dict[str, str]:
+    """Read what an event says about its session; the metadata file may never be written."""
+    name, data = line.get("event"), line.get("data")
+    if stream != "events" or not isinstance(data, dict):
+        return _NOTHING
+    found: dict[str, str] = {}
+    if name == "llm:response":
+        put(found, "model", data.get("model"))
+    elif name == "session:config" and isinstance(raw := data.get("raw"), dict):
+        put(found, "working_dir", raw.get("working_dir"))
+    elif name == "prompt:submit" and (asked := prompt(data.get("prompt"))):
+        found["first_prompt"] = asked
+    put(found, "parent_id", data.get("parent_id") or _forked_from(name, data))
+    return found
 
 
 def _event(line: dict[str, Any]) -> Meaning:

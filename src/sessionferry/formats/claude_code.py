@@ -10,7 +10,7 @@ The files state no costs.
 import hashlib
 from typing import Any
 
-from sessionferry.formats.meaning import Meaning, Usage, brief, count, text, utc
+from sessionferry.formats.meaning import Meaning, Usage, brief, count, prompt, put, text, utc
 from sessionferry.formats.memory import Carry
 from sessionferry.identity import Stream
 
@@ -18,6 +18,11 @@ MAX_MESSAGES = 64
 """Messages whose usage is remembered. Repetitions follow one another, but for parallel sub-agents
 that older versions wrote into one file."""
 
+_ABOUT = (
+    *(("working_dir", "cwd"), ("git_branch", "gitBranch"), ("tool_version", "version")),
+    *(("native_session_id", "sessionId"), ("agent_name", "agentName")),
+    *(("name", "customTitle"), ("name", "aiTitle")),
+)
 _ENDED = frozenset({"end_turn", "stop_sequence", "max_tokens", "refusal"})
 _NOT_BILLED = "<synthetic>"
 _KEY_DIGITS = 16
@@ -29,13 +34,13 @@ def interpret(_stream: Stream, line: dict[str, Any]) -> Meaning:
     meaning = Meaning(occurred_at=utc(line.get("timestamp")))
     summary = meaning.summary
     message = _object(line.get("message"))
-    _put(summary, "event", _event(line))
-    _put(summary, "role", _role(line, message))
-    _put(summary, "native_session_id", line.get("sessionId"))
+    put(summary, "event", _event(line))
+    put(summary, "role", _role(line, message))
+    put(summary, "native_session_id", line.get("sessionId"))
     if line.get("isSidechain") is True and "agentId" in line:
-        _put(summary, "parent_id", line.get("sessionId"))
+        put(summary, "parent_id", line.get("sessionId"))
     for name, key in (("model", "model"), ("message_id", "id"), ("stop_reason", "stop_reason")):
-        _put(summary, name, message.get(key))
+        put(summary, name, message.get(key))
     _read_blocks(message.get("content"), summary)
     _read_outcome(line, summary)
     usage = message.get("usage")
@@ -55,6 +60,22 @@ def lifecycle(_stream: Stream, _fields: dict[str, Any], summary: dict[str, Any])
         case "assistant", _ if summary.get("stop_reason") in _ENDED:
             return "orchestrator:complete"
     return None
+
+
+def about(_stream: Stream, line: dict[str, Any]) -> dict[str, str]:
+    """Read what a line says about its session: the file has no metadata beside it."""
+    found: dict[str, str] = {}
+    for name, key in _ABOUT:
+        if key in line:
+            put(found, name, line[key])
+    message = _object(line.get("message"))
+    if message.get("model") != _NOT_BILLED:
+        put(found, "model", message.get("model"))
+    if line.get("isSidechain") is True and "agentId" in line:
+        put(found, "parent_id", line.get("sessionId"))
+    if line.get("type") == "user" and _role(line, message) == "user":
+        put(found, "first_prompt", prompt(message.get("content")))
+    return found
 
 
 class Memory:
@@ -127,11 +148,11 @@ def _read_blocks(content: object, summary: dict[str, Any]) -> None:
     for block in content if isinstance(content, list) else ():
         match block:
             case {"type": "tool_use"}:
-                _put(summary, "tool_name", block.get("name"))
-                _put(summary, "tool_call_id", block.get("id"))
+                put(summary, "tool_name", block.get("name"))
+                put(summary, "tool_call_id", block.get("id"))
                 return
             case {"type": "tool_result"}:
-                _put(summary, "tool_call_id", block.get("tool_use_id"))
+                put(summary, "tool_call_id", block.get("tool_use_id"))
                 summary["status"] = "error" if block.get("is_error") is True else "success"
                 return
 
@@ -146,11 +167,6 @@ def _read_outcome(line: dict[str, Any], summary: dict[str, Any]) -> None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             summary["duration_ms"] = value
             return
-
-
-def _put(summary: dict[str, Any], name: str, value: object) -> None:
-    if shown := text(value):
-        summary[name] = shown
 
 
 def _object(value: object) -> dict[str, Any]:

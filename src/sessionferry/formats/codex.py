@@ -13,7 +13,7 @@ They are written in one go: token counts that follow the file's first line, and 
 from datetime import datetime, timedelta
 from typing import Any
 
-from sessionferry.formats.meaning import MAX_COUNT, Meaning, Usage, brief, text, utc
+from sessionferry.formats.meaning import MAX_COUNT, Meaning, Usage, brief, prompt, put, text, utc
 from sessionferry.formats.memory import Carry
 from sessionferry.identity import Stream
 
@@ -24,6 +24,10 @@ MAX_NAME = 256
 MAX_TOTAL = 2**53
 """Totals of a thread are below this; the increment of one line is bounded as everywhere."""
 
+_ABOUT = (
+    *(("working_dir", "cwd"), ("tool_version", "cli_version"), ("provider", "model_provider")),
+    *(("native_session_id", "id"), ("agent_name", "agent_nickname")),
+)
 _LIFECYCLE = {
     "event_msg:user_message": "prompt:submit",
     "event_msg:task_started": "execution:start",
@@ -46,18 +50,18 @@ def interpret(_stream: Stream, line: dict[str, Any]) -> Meaning:
     payload = _object(line.get("payload", line))
     meaning = Meaning(occurred_at=utc(line.get("timestamp", line.get("created_at"))))
     summary = meaning.summary
-    _put(summary, "event", _event(line, payload))
-    _put(summary, "role", _role(payload))
-    _put(summary, "tool_call_id", payload.get("call_id", payload.get("callId")))
+    put(summary, "event", _event(line, payload))
+    put(summary, "role", _role(payload))
+    put(summary, "tool_call_id", payload.get("call_id", payload.get("callId")))
     if "call_id" in payload:
-        _put(summary, "tool_name", payload.get("name", payload.get("tool_name")))
+        put(summary, "tool_name", payload.get("name", payload.get("tool_name")))
     match line.get("type"):
         case "session_meta":
-            _put(summary, "provider", payload.get("model_provider"))
-            _put(summary, "native_session_id", payload.get("id"))
-            _put(summary, "parent_id", _parent(payload))
+            put(summary, "provider", payload.get("model_provider"))
+            put(summary, "native_session_id", payload.get("id"))
+            put(summary, "parent_id", _parent(payload))
         case "turn_context":
-            _put(summary, "model", payload.get("model"))
+            put(summary, "model", payload.get("model"))
     _read_outcome(payload, summary)
     meaning.lifecycle = lifecycle(_stream, line, summary)
     return meaning
@@ -66,6 +70,26 @@ def interpret(_stream: Stream, line: dict[str, Any]) -> Meaning:
 def lifecycle(_stream: Stream, _fields: dict[str, Any], summary: dict[str, Any]) -> str | None:
     """Say where a run stands, in Amplifier's words."""
     return _LIFECYCLE.get(summary.get("event", ""))
+
+
+def about(_stream: Stream, line: dict[str, Any]) -> dict[str, str]:
+    """Read what a line says about its thread: the file has no metadata beside it."""
+    payload = _object(line.get("payload"))
+    found: dict[str, str] = {}
+    match line.get("type"), payload.get("type"):
+        case "session_meta", _:
+            for name, key in _ABOUT:
+                put(found, name, payload.get(key))
+            put(found, "git_branch", _object(payload.get("git")).get("branch"))
+            put(found, "parent_id", _parent(payload))
+        case "turn_context", _:
+            put(found, "model", payload.get("model"))
+            put(found, "working_dir", payload.get("cwd"))
+        case "event_msg", "user_message":
+            put(found, "first_prompt", prompt(payload.get("message")))
+        case "event_msg", "thread_name_updated":
+            put(found, "name", payload.get("thread_name", payload.get("threadName")))
+    return found
 
 
 class Memory:
@@ -116,8 +140,8 @@ class Memory:
             self._copied_at = moment
 
     def _account(self, info: dict[str, Any], moment: str | None, meaning: Meaning) -> None:
-        _put(meaning.summary, "model", info.get("model") or self._model)
-        _put(meaning.summary, "provider", self._provider)
+        put(meaning.summary, "model", info.get("model") or self._model)
+        put(meaning.summary, "provider", self._provider)
         stated, last = info.get("total_token_usage"), info.get("last_token_usage")
         if not isinstance(stated, dict) and not isinstance(last, dict):
             return
@@ -187,7 +211,7 @@ def _parent(payload: dict[str, Any]) -> str | None:
 
 
 def _read_outcome(payload: dict[str, Any], summary: dict[str, Any]) -> None:
-    _put(summary, "status", payload.get("status"))
+    put(summary, "status", payload.get("status"))
     code = payload.get("exit_code")
     if isinstance(code, int) and "status" not in summary:
         summary["status"] = "error" if code else "success"
@@ -209,11 +233,6 @@ def _name(value: object) -> str | None:
 def _time(moment: str) -> datetime:
     """Read a time as `utc` writes it, to the microsecond."""
     return datetime.fromisoformat(moment[:26])
-
-
-def _put(summary: dict[str, Any], name: str, value: object) -> None:
-    if shown := text(value):
-        summary[name] = shown
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -21,6 +21,11 @@ def interpret(_stream: Stream, line: dict[str, Any]) -> Meaning:
     return meaning
 
 
+def about(_stream: Stream, _line: dict[str, Any]) -> dict[str, str]:
+    """Say nothing: where such a line would have it is not known."""
+    return {}
+
+
 def lifecycle(_stream: Stream, _fields: dict[str, Any], _summary: dict[str, Any]) -> str | None:
     """Say nothing: what a run's events are is not known."""
     return None

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 MAX_TEXT = 1024
 """Longest text in a summary, in characters: summaries are indexed, payloads are not."""
 
+MAX_PROMPT = 300
+"""Longest beginning of a prompt that describes a session, in characters."""
+
 MAX_TIME_CHARS = 64
 
 MAX_COUNT = 10**9
@@ -61,6 +64,22 @@ class Meaning:
 def text(value: object) -> str | None:
     """Return a short text, cut at `MAX_TEXT` characters; None for what is no text."""
     return value[:MAX_TEXT] if isinstance(value, str) else None
+
+
+def put(found: dict[str, Any], name: str, value: object) -> None:
+    """Add a text, cut to its bound, unless there is none."""
+    if shown := text(value):
+        found[name] = shown
+
+
+def prompt(value: object) -> str | None:
+    """Return the beginning of what a user asked for; None for what a tool wrote in their name."""
+    if isinstance(value, list):
+        texts = (block.get("text") for block in value if isinstance(block, dict))
+        value = next((shown for shown in texts if isinstance(shown, str)), None)
+    if not isinstance(value, str) or value.lstrip()[:1] in ("", "<"):
+        return None
+    return value.strip()[:MAX_PROMPT]
 
 
 def count(value: object) -> int:
