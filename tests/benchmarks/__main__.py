@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tests.benchmarks import backlog, broker, core, fleets, packing, path, wire
+from tests.benchmarks import backlog, broker, core, cosmos, fleets, packing, path, wire
 from tests.benchmarks.figures import Figure, Unsettled, show, write
 
 OUTPUT = Path("build/bench.json")
@@ -32,6 +32,9 @@ class Plan(NamedTuple):
     backlog: int = 200
     backlog_runs: int = 2
     depth: int = 1_000_000
+    cosmos_documents: int = 20_000
+    cosmos_sample: int = 2_000
+    cosmos_runs: int = 3
 
 
 QUICK = Plan(
@@ -45,6 +48,9 @@ QUICK = Plan(
     backlog=80,
     backlog_runs=1,
     depth=20_000,
+    cosmos_documents=10_000,
+    cosmos_sample=600,
+    cosmos_runs=1,
 )
 
 
@@ -128,6 +134,11 @@ def _memory(made: Fleets, _plan: Plan) -> Iterator[Figure]:
     yield from path.measure_memory(made.memory())
 
 
+def _cosmos(made: Fleets, plan: Plan) -> Iterator[Figure]:
+    how_much = (plan.cosmos_documents, plan.cosmos_sample, plan.cosmos_runs)
+    yield from cosmos.measure(made.small(), *how_much)
+
+
 _PARTS = {
     "core": _core,
     "packing": _packing,
@@ -136,6 +147,7 @@ _PARTS = {
     "broker": _broker,
     "backlog": _backlog,
     "memory": _memory,
+    "cosmos": _cosmos,
 }
 
 

@@ -15,7 +15,7 @@ from sessionferry.documents import Document, DocumentBuilder, Position
 from sessionferry.errors import ItemChanged, ThrottledError, TransientError, UserError
 from sessionferry.identity import SessionKey
 from sessionferry.retrying import retry
-from sessionferry.store.cosmos import account
+from sessionferry.store.cosmos import account, transport
 from sessionferry.store.cosmos.access import Access
 from sessionferry.store.cosmos.containers import CONTAINERS
 from sessionferry.store.cosmos.pace import FIRST
@@ -284,3 +284,12 @@ async def test_a_request_whose_token_expired_is_asked_again(
     monkeypatch.setattr(cosmos_server.server, "authority", Forgetful())
     assert await store.read_item("heads", "p", "head") == (HEAD, etag)
     assert cosmos_server.server.authority.has_refused
+
+
+async def test_a_client_that_marks_batches_otherwise_quarantines_nothing(
+    store: CosmosStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_IS_BATCH", "x-another-header")
+    monkeypatch.setattr(account, "RETRY_SECONDS", 0.1)
+    with pytest.raises(TransientError, match="does not mark batches"):
+        await create(store, 1)

@@ -20,6 +20,7 @@ from sessionferry.store.cosmos.access import Access
 from sessionferry.store.cosmos.containers import CONTAINERS, Container
 from sessionferry.store.cosmos.faults import Refusal
 from sessionferry.store.cosmos.pace import Pace
+from sessionferry.store.cosmos.transport import BatchTransport
 
 Result = TypeVar("Result")
 
@@ -149,6 +150,7 @@ class Account:
             enable_compact_utf8_item_writes=True,
             raw_response_hook=self._count,
             throughput_bucket=access.throughput_bucket,
+            transport=BatchTransport(),
         )
 
     async def _credential(self) -> Any:

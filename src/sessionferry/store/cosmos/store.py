@@ -36,6 +36,7 @@ from sessionferry.store.cosmos.containers import LISTING_KEY
 from sessionferry.store.cosmos.faults import Refusal
 from sessionferry.store.cosmos.packing import halves, pack
 from sessionferry.store.cosmos.queries import Query
+from sessionferry.store.cosmos.transport import write_batch
 
 _T = TypeVar("_T")
 
@@ -52,7 +53,10 @@ _SURPRISES: Final = {"create": faults.CONFLICT, "delete": faults.NOT_FOUND}
 
 
 class Operation(NamedTuple):
-    """One operation of a batch: what is written, and the key by which it is looked up."""
+    """One operation of a batch: the key by which it is looked up, and what is written.
+
+    That is a document's JSON, or the id of one that is deleted.
+    """
 
     key: Any
     body: Any
@@ -152,7 +156,7 @@ class CosmosStore:
             return {row["sequence"]: stored_facts(row) for row in rows}
 
         operations = [
-            Operation(document.facts.sequence, document, len(document.json))
+            Operation(document.facts.sequence, document.json, len(document.json))
             for document in sorted(documents, key=lambda it: it.facts.sequence)
         ]
         return await self._create_absent(container, partition, operations, find)
@@ -167,7 +171,7 @@ class CosmosStore:
         """Write documents, whatever stands in their places."""
         items = self.account.container(LINE_CONTAINER[stream])
         operations = [
-            Operation(document.facts.sequence, document, len(document.json))
+            Operation(document.facts.sequence, document.json, len(document.json))
             for document in documents
         ]
         await _together(partial(self._batch, items, key.partition_key, "upsert"), operations)
@@ -252,8 +256,8 @@ class CosmosStore:
             body = _standard(entry)
             partition, entry_id = body["partition_key"], body["id"]
             body[LISTING_KEY] = queries.listing_key(body.get("created_at"), entry_id, partition)
-            rendered = len(orjson.dumps(body))
-            operation = Operation(entry_id, body, rendered)
+            rendered = orjson.dumps(body)
+            operation = Operation(entry_id, rendered, len(rendered))
             partitions.setdefault(partition, {}).setdefault(entry_id, operation)
         for partition, operations in partitions.items():
 
@@ -377,9 +381,11 @@ class CosmosStore:
         """Write one batch; return all of it if one of its operations met a surprise."""
 
         async def write() -> None:
-            # Parsed as late as this: a few batches at a time are in memory in both forms.
-            operations = [(kind, (_body(operation.body),)) for operation in batch]
-            await items.execute_item_batch(operations, partition, no_response=True)
+            if kind == "delete":
+                names: list[Any] = [(kind, (operation.body,)) for operation in batch]
+                await items.execute_item_batch(names, partition)
+            else:
+                await write_batch(items, partition, kind, [it.body for it in batch])
 
         try:
             await self.account.send(write)
@@ -505,10 +511,6 @@ def _size(operation: Operation) -> int:
 def _span(operations: Sequence[Operation]) -> tuple[int, int]:
     numbers = [operation.key for operation in operations]
     return min(numbers), max(numbers)
-
-
-def _body(body: Any) -> Any:
-    return body.fields if isinstance(body, Document) else body
 
 
 def _own(found: Mapping[str, Any]) -> dict[str, Any]:
