@@ -222,4 +222,6 @@ def pieces(block: bytes) -> Iterator[bytes]:
 
 def count_lines(piece: bytes) -> int:
     """Count the non-blank lines of a piece whose lines are all terminated."""
+    if piece.find(b"\n") == len(piece) - 1:
+        return int(not is_blank(piece))  # one line, maybe a huge one: not copied
     return sum(not is_blank(line) for line in piece.split(b"\n"))

@@ -14,7 +14,7 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from azure.core.exceptions import AzureError
+from azure.core.exceptions import AzureError, ClientAuthenticationError
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus._common.message import PrimitiveTypes
 from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
@@ -32,7 +32,7 @@ from sessionferry.batch import (
     encode_parts,
     replay_id,
 )
-from sessionferry.errors import TransientError, UserError
+from sessionferry.errors import Kind, ThrottledError, TransientError, UserError, classify
 from sessionferry.packing import RAW_BYTES, Packed
 from sessionferry.queue_client import open_client
 from sessionferry.retrying import retry
@@ -47,6 +47,8 @@ PROPERTY_ROOM = 2 * 1024
 """Bytes of a message left for its properties: Service Bus counts them towards its limit."""
 CLOSE_SECONDS = 5.0
 """How long a queue that no longer answers may hold up the closing of a link."""
+THROTTLED_SECONDS = 10.0
+"""How long a queue that is busy is left alone: as Service Bus asks for."""
 MOST_PENDING = 500
 """Batches held back to be sent together, however small they are."""
 
@@ -131,15 +133,19 @@ class Publisher:
 
     async def _connect(self) -> None:
         await self.close()
-        client, self._credential = open_client(self._endpoints)
-        self._client = client
-        self._sender = client.get_queue_sender(self._endpoints.queue)
+        self._client, self._credential = open_client(self._endpoints)
+        self._sender = self._client.get_queue_sender(self._endpoints.queue)
         try:
             self._limit = (await self._sender.create_message_batch()).max_size_in_bytes
         except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
             raise UserError(
                 f"The queue {self._endpoints.queue} refused this sender: {_brief(error)} "
                 "It needs the right to send (role Azure Service Bus Data Sender)."
+            ) from None
+        except ClientAuthenticationError as error:
+            raise UserError(
+                f"This machine has no identity that the queue accepts: {_brief(error)} "
+                "Sign in with `az login`, or set AZURE_CLIENT_ID or FERRY_SAS_FILE."
             ) from None
         except (AzureError, OSError) as error:
             raise TransientError(f"The queue cannot be reached: {_brief(error)}") from error
@@ -155,7 +161,10 @@ class Publisher:
             await sender.send_messages(group or self._pending[0][1])
         except (AzureError, OSError) as error:
             await self._drop_link()
-            raise TransientError(f"The queue did not take a batch: {_brief(error)}") from error
+            sentence = f"The queue did not take a batch: {_brief(error)}"
+            if classify(error) is Kind.THROTTLED:
+                raise ThrottledError(sentence, retry_after=THROTTLED_SECONDS) from error
+            raise TransientError(sentence) from error
 
     async def _drop_link(self) -> None:
         try:

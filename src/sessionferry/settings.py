@@ -6,12 +6,21 @@ the names that Azure Functions uses for the same queue.
 
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 import orjson
 from platformdirs import user_config_path, user_data_path
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +33,8 @@ from sessionferry.errors import UserError
 DEFAULT_QUEUE = "sessions"
 LOCAL_FILE = "local.json"
 LOCK_FILE = "lock"
+_HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+_PROXY = re.compile(r"https?://(?:[^:@/]+(?::[^@/]*)?@)?[^:@/]+:\d{1,5}/?")
 
 
 class Settings(BaseSettings):
@@ -89,8 +100,36 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("ServiceBusConnection__fullyQualifiedNamespace"),
         description="Service Bus namespace, reached with an Entra identity.",
     )
+    sas_file: Path | None = Field(
+        None, description="File with a SAS token, or with a connection string that has one."
+    )
+    websocket: bool = Field(False, description="Reach the queue over WebSocket, on port 443.")
+    proxy: str | None = Field(None, description="HTTP proxy on the way: http://host:port.")
     spool_mb: int = Field(1000, ge=1, description="Most megabytes that wait to be sent.")
     spool_free_mb: int = Field(500, ge=0, description="Megabytes of the disk that stay free.")
+    live_seconds: float = Field(30, ge=0, description="Seconds until what was written is sent.")
+    live_kb: int = Field(200, ge=1, description="Compressed kilobytes that are sent earlier.")
+    tail_seconds: float = Field(300, ge=1, description="Quiet seconds before a torn line is sent.")
+    scan_seconds: float = Field(30, ge=1, description="Seconds between looks at all files.")
+    heartbeat_seconds: float = Field(300, ge=1, description="Seconds between heartbeats.")
+    idle_seconds: float = Field(60, ge=0, description="Idle seconds before the link is closed.")
+    rate_kb: int = Field(0, ge=0, description="Most kilobytes sent per second; 0: no limit.")
+    hours: str | None = Field(None, description="Hours of the day for sending: 22:00-06:00.")
+    newest_first: bool = Field(False, description="Catch up with the newest days first.")
+
+    @field_validator("hours")
+    @classmethod
+    def _hours_are_hours(cls, hours: str | None) -> str | None:
+        if hours and not _HOURS.fullmatch(hours):
+            raise ValueError("hours are written as 22:00-06:00")
+        return hours
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_is_an_address(cls, proxy: str | None) -> str | None:
+        if proxy and not _PROXY.fullmatch(proxy):
+            raise ValueError("a proxy is written as http://host:port or http://user:key@host:port")
+        return proxy
 
     @property
     def store_url(self) -> SecretStr | None:
@@ -222,6 +261,9 @@ class Endpoints(BaseModel):
     archive_url: str | None
     inbox_url: str | None
     local: LocalStack | None
+    sas_file: Path | None = None
+    websocket: bool = False
+    proxy: str | None = Field(None, repr=False)
 
     @property
     def store(self) -> SecretStr:
@@ -244,6 +286,8 @@ class Endpoints(BaseModel):
         if self.local is not None:
             return "local"
         host = self.namespace or _endpoint(self.connection)
+        if self.sas_file is not None and host == "?":
+            host = f"sas:{self.sas_file}"
         return f"{host}/{self.queue}"
 
 
@@ -252,7 +296,8 @@ def endpoints(settings: Settings) -> Endpoints:
 
     Raises `UserError` when neither says where to go.
     """
-    is_remote = settings.connection is not None or settings.namespace is not None
+    named = (settings.connection, settings.namespace, settings.sas_file)
+    is_remote = any(name is not None for name in named)
     # What goes to a remote queue must never look for its bytes in a local stack.
     local = None if is_remote else LocalStack.read(settings.data)
     store = settings.store or (SecretStr(local.store) if local else settings.store_url)
@@ -269,6 +314,9 @@ def endpoints(settings: Settings) -> Endpoints:
         archive_url=settings.archive or (local.archive if local else None),
         inbox_url=settings.inbox or (local.inbox if local else None),
         local=local,
+        sas_file=settings.sas_file if is_remote else None,
+        websocket=settings.websocket and is_remote,
+        proxy=settings.proxy if is_remote else None,
     )
 
 

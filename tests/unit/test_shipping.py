@@ -7,7 +7,6 @@ does, and can refuse at any point. The real one is tested in tests/integration/t
 import os
 import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,50 +23,14 @@ from sessionferry.agent.discover import Source, discover
 from sessionferry.agent.gate import Checked, Gate, OpenGate
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import FileId, Known, Spool
-from sessionferry.batch import Batch, Header, check_time, decode, encode_parts
+from sessionferry.batch import Batch, Header, check_time
 from sessionferry.errors import TransientError
 from sessionferry.host import Identity
 from sessionferry.hosts import parse_heartbeat
 from sessionferry.packing import Packed
+from support.links import MemorySender, decoded, generations, of
 
-LIMIT = 2500
 MTIME = 1_750_000_000_000  # ms
-
-
-class MemorySender:
-    """Holds batches back, some at a time; `calls` counts down to a refusal."""
-
-    def __init__(self, *, hold: int = 3, calls: int = 10**9, limit: int = LIMIT) -> None:
-        self.limit = limit
-        self.accepted: list[Batch] = []
-        self._held: list[Packed] = []
-        self._hold = hold
-        self._calls = calls
-
-    async def send(self, packed: Packed) -> list[Header]:
-        self._count()
-        accepted = await self.flush() if len(self._held) >= self._hold else []
-        self._held.append(packed)
-        return accepted
-
-    async def flush(self) -> list[Header]:
-        if not self._held:
-            return []
-        self._count()
-        for packed in self._held:
-            self.accepted.append(_decoded(packed))
-        headers = [packed.header for packed in self._held]
-        self._held = []
-        return headers
-
-    def _count(self) -> None:
-        self._calls -= 1
-        if self._calls < 0:
-            raise TransientError("The queue did not take a batch.")
-
-
-def _decoded(packed: Packed) -> Batch:
-    return decode(encode_parts(packed.header, packed.compressed), claimed=True)
 
 
 class Agent:
@@ -128,29 +91,16 @@ class Agent:
     def spooled(self) -> list[Batch]:
         spool = Spool(self.folder / "spool.db")
         try:
-            return [_decoded(waiting.packed) for waiting in spool.waiting(0, 10**9)]
+            return [decoded(waiting.packed) for waiting in spool.waiting(0, 10**9)]
         finally:
             spool.close()
 
     def sent(self, kind: str, stream: str | None = None) -> list[Batch]:
-        return _of(self.queue, kind, stream)
+        return of(self.queue, kind, stream)
 
     def generations(self, stream: str, batches: list[Batch] | None = None) -> dict[int, bytes]:
         """Put together what arrived, per generation, by offset; gaps and contradictions fail."""
-        pieces: dict[int, dict[int, bytes]] = defaultdict(dict)
-        for batch in _of(self.queue if batches is None else batches, "lines", stream):
-            of_generation = pieces[batch.header.generation]
-            for at, byte in enumerate(batch.payload, batch.header.offset):
-                assert of_generation.setdefault(at, bytes([byte])) == bytes([byte])
-        found = {}
-        for generation, content in pieces.items():
-            assert sorted(content) == list(range(len(content)))
-            found[generation] = b"".join(content[at] for at in range(len(content)))
-        return found
-
-
-def _of(batches: list[Batch], kind: str, stream: str | None) -> list[Batch]:
-    return [b for b in batches if (b.header.kind, b.header.stream) == (kind, stream)]
+        return generations(of(self.queue if batches is None else batches, "lines", stream))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -231,7 +181,7 @@ def check_memory(agent: Agent) -> None:
         assert len(there) == known.offset
         assert known.lines == there.count(b"\n")
     if agent.remembered("metadata") is not None:
-        assert _of(safe, "metadata", None)
+        assert of(safe, "metadata", None)
 
 
 def check_all_there(agent: Agent, content: bytes) -> None:

@@ -24,6 +24,9 @@ from sessionferry.host import Identity
 from sessionferry.packing import Packed, Packer, Place, count_lines, pack_whole, pieces
 
 AGENT = f"sessionferry/{__version__}"
+STANDARD_LIMIT = 250 * 1024
+"""Most bytes of a message's body, until a queue has said what it takes. Service Bus Standard: 256
+KB with properties."""
 COMMIT_BYTES = 1024 * 1024
 """Compressed bytes that are spooled with one sync."""
 COMMIT_SECONDS = 0.5
@@ -132,27 +135,30 @@ class Collector:
         self.commit()
         return self.report
 
-    def collect_one(self, source: Source) -> None:
-        """Collect what is new of one file; call `commit` afterwards."""
+    def collect_one(self, source: Source, content: BinaryIO | None = None) -> bool:
+        """Collect what is new of one file, and say whether that went well; `commit` afterwards.
+
+        `content` is the file, where its name leads to another one by now.
+        """
         file_id = FileId(source.key, source.role)
         self.report.files += 1
         try:
             if not self._gate.admits(source):
                 self.report.unchanged += 1
-                return
-            with source.path.open("rb") as content:
-                state = os.fstat(content.fileno())
-                file = _File(source, file_id, content, state, self._known(file_id))
-                if source.stream is None:
-                    self._read_metadata(file)
-                else:
-                    self._read_stream(file)
+                return True
+            if content is not None:
+                self._read(source, file_id, content)
+            else:
+                with source.path.open("rb") as own:
+                    self._read(source, file_id, own)
         except (OSError, LineTooLong, Refusal) as error:
             reason = _reason(error)
             self.report.failed.append(f"{source.path}: {reason}")
             self.commit()
             if not isinstance(error, FileNotFoundError):
                 self._memory.fail(file_id, source.path, reason)
+            return False
+        return True
 
     def stop(self) -> None:
         """End as soon as possible, with `Stopped`; may be called from another thread."""
@@ -171,6 +177,15 @@ class Collector:
             else:
                 self._step = Step()
                 self._committed()
+
+    def _read(self, source: Source, file_id: FileId, content: BinaryIO) -> None:
+        state = os.fstat(content.fileno())
+        file = _File(source, file_id, content, state, self._known(file_id))
+        content.seek(0)
+        if source.stream is None:
+            self._read_metadata(file)
+        else:
+            self._read_stream(file)
 
     # ------------------------------------------------------------ streams
 

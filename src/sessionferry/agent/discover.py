@@ -62,24 +62,47 @@ def discover(paths: list[Path], user_id: str, file_format: FormatChoice | None) 
     With a format, only its files, also out of their usual places. Raises `UserError` when a path
     does not exist or nothing is found, and when two files would be the same stream.
     """
-    found: dict[Path, Source] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"There is no file or folder {path}.")
+    sources = _found(paths, user_id, file_format)
+    if not sources:
+        raise UserError(_nothing_found(paths, file_format))
+    _refuse_clashes(sources)
+    return sources
+
+
+def look(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
+    """Find the files while tools are at work: paths may come later, and nothing may be there yet.
+
+    Of two files that would be the same stream the first counts, and the other is named in the log.
+    """
+    first: dict[tuple[SessionKey, Role], Source] = {}
+    for source in _found([path for path in paths if path.exists()], user_id, file_format):
+        other = first.setdefault((source.key, source.role), source)
+        if other is not source:
+            log.warning("%s is left out: %s is the same stream", source.path, other.path)
+    return list(first.values())
+
+
+def _found(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
+    found: dict[Path, Source] = {}
+    for path in paths:
         # One file has one name, however it was reached: its key is made of it.
         for source in _below(path.resolve(), user_id, file_format):
             found.setdefault(source.path, source)
-    if not found:
-        raise UserError(_nothing_found(paths, file_format))
-    sources = _without_copies(found.values())
-    _refuse_clashes(sources)
-    return sorted(sources, key=_order)
+    return sorted(_without_copies(found.values()), key=_order)
 
 
 def default_paths(file_format: FormatChoice | None = None) -> list[Path]:
     """Return where the tools keep their sessions, as far as that exists."""
+    return [home for home in homes(file_format) if home.is_dir()]
+
+
+def homes(file_format: FormatChoice | None = None) -> list[Path]:
+    """Return where the tools would keep their sessions."""
     asked = [LAYOUTS[file_format]] if file_format else LAYOUTS.values()
-    return [home for layout in asked for home in layout.homes() if home.is_dir()]
+    return [home for layout in asked for home in layout.homes()]
 
 
 def _below(path: Path, user_id: str, file_format: FormatChoice | None) -> Iterator[Source]:
@@ -158,4 +181,14 @@ def _nothing_found(paths: list[Path], file_format: FormatChoice | None) -> str:
     )
 
 
-__all__ = ["NO_HOMES", "FormatChoice", "Role", "Source", "default_paths", "discover", "slug"]
+__all__ = [
+    "NO_HOMES",
+    "FormatChoice",
+    "Role",
+    "Source",
+    "default_paths",
+    "discover",
+    "homes",
+    "look",
+    "slug",
+]

@@ -11,28 +11,44 @@ MAX_LINE_BYTES = 120 * 1024 * 1024
 
 
 class Blocks:
-    """Iterates over blocks of terminated lines; afterwards `rest` holds the unterminated end."""
+    """Iterates over blocks of terminated lines; afterwards `rest` holds the unterminated end.
+
+    A line of several chunks is a block by itself, and is never in memory twice.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.rest = b""
 
     def __iter__(self) -> Iterator[bytes]:
-        pending: list[bytes] = []
-        size = 0
+        pending = b""
         while chunk := self._file.read(CHUNK_BYTES):
             end = chunk.rfind(b"\n") + 1
-            if not end:
-                pending.append(chunk)
-                size += len(chunk)
-                if size > MAX_LINE_BYTES:
-                    raise LineTooLong(f"A line has over {MAX_LINE_BYTES} bytes.")
+            if end:
+                yield pending + chunk[:end]
+                pending = chunk[end:]
                 continue
-            block = b"".join((*pending, chunk[:end]))
-            pending = [chunk[end:]] if end < len(chunk) else []
-            size = len(chunk) - end
-            yield block
-        self.rest = b"".join(pending)
+            line = self._long_line(len(pending) + len(chunk))
+            if not line.endswith(b"\n"):
+                self.rest = line
+                return
+            yield line
+            pending, line = b"", b""
+        self.rest = pending
+
+    def _long_line(self, begun: int) -> bytes:
+        """Read a line of which so many bytes were read: find its end first, then read it whole."""
+        file = self._file
+        start, size = file.tell() - begun, begun
+        while chunk := file.read(CHUNK_BYTES):
+            end = chunk.find(b"\n") + 1
+            size += end or len(chunk)
+            if size > MAX_LINE_BYTES:
+                raise LineTooLong(f"A line has over {MAX_LINE_BYTES} bytes.")
+            if end:
+                break
+        file.seek(start)
+        return file.read(size)
 
 
 class LineTooLong(Exception):

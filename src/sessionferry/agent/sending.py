@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+from sessionferry.agent.pace import Pace
 from sessionferry.agent.spool import Spool, Waiting
 from sessionferry.batch import Header
 from sessionferry.packing import Packed
@@ -31,9 +32,10 @@ class Link(Protocol):
 class Sending:
     """Sends a spool's batches over one link, which it must have to itself."""
 
-    def __init__(self, spool: Spool, link: Link) -> None:
+    def __init__(self, spool: Spool, link: Link, pace: Pace | None = None) -> None:
         self._spool = spool
         self._link = link
+        self._pace = pace or Pace(0)
         self._under_way: deque[Waiting | None] = deque()
         self._last = 0
 
@@ -42,6 +44,7 @@ class Sending:
         count = 0
         while batches := await self._next():
             for waiting in batches:
+                await self._pace.wait(len(waiting.packed.compressed))
                 self._under_way.append(waiting)
                 self._last = waiting.number
                 self._note(await self._link.send(waiting.packed))

@@ -284,6 +284,12 @@ class Spool:
             rows.close()
         return found
 
+    def has_batches(self) -> bool:
+        """Whether a batch waits that the queue has not taken."""
+        with self._guarded():
+            waiting = self._number("SELECT COUNT(*) FROM (SELECT 1 FROM batches LIMIT 1)")
+        return bool(waiting)
+
     def taken(self, batches: Iterable[Waiting]) -> None:
         """Remove batches that the queue has taken, with the next commit or `settle`."""
         with self._lock:
@@ -446,9 +452,16 @@ _KNOWN = (
 )
 
 
-def open_spool(path: Path, *, most_bytes: int, free_bytes: int) -> Spool:
-    """Open a spool; a damaged one is set aside, and what can be read of its batches is kept."""
+def open_spool(
+    path: Path, *, most_bytes: int, free_bytes: int, damage: SpoolDamaged | None = None
+) -> Spool:
+    """Open a spool; a damaged one is set aside, and what can be read of its batches is kept.
+
+    `damage` is what was found while it was used.
+    """
     try:
+        if damage is not None:
+            raise damage
         return Spool(path, most_bytes=most_bytes, free_bytes=free_bytes)
     except SpoolDamaged as error:
         aside = set_aside(path)

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from sessionferry import __version__
-from sessionferry.cli import agent, demo, dlq, local, reading, ship, simulate
+from sessionferry.cli import agent, demo, dlq, local, reading, ship, simulate, status
 from sessionferry.errors import FerryError, UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("demo")(demo.demo)
 app.command("local")(local.local)
 app.command("simulate")(simulate.simulate)
 app.command("ship")(ship.ship)
+app.command("status")(status.status)
 app.add_typer(agent.app)
 app.command("sessions")(reading.sessions)
 app.command("show")(reading.show)

@@ -11,7 +11,7 @@ from sessionferry.agent.discover import NO_HOMES, FormatChoice, Source, default_
 from sessionferry.agent.gate import OPEN, Checked
 from sessionferry.agent.rehearsal import rehearse
 from sessionferry.agent.shipping import Shipper
-from sessionferry.agent.spool import Spool, SpoolLock, open_spool
+from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock, open_spool
 from sessionferry.cli.output import (
     DataOption,
     JsonOption,
@@ -38,20 +38,29 @@ def ship(
         False, help="Send files anew, as a new generation that replaces what is stored."
     ),
     resend: bool = typer.Option(False, help="Send again what was sent before; harmless."),
+    watch: bool = typer.Option(False, "--watch", help="Go on, as a daemon, until told to stop."),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Only say what would be sent, filtered and redacted."
     ),
     data: Path | None = DataOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Send what is new in session files to the queue, once.
+    """Send what is new in session files to the queue: once, or all the time.
 
-    Examples: ferry ship; ferry ship ~/work/.amplifier; ferry ship logs/ --format jsonl
+    Examples: ferry ship; ferry ship ~/work/.amplifier; ferry ship logs/ --format jsonl;
+    ferry ship --watch
     """
+    if watch and (resend or supersede or dry_run or as_json):
+        raise UserError("--watch goes without --resend, --supersede, --dry-run and --json.")
     chosen = settings(data)
     identity = Identity.from_settings(chosen)
-    sources = sources_of(chosen, identity, paths, file_format)
     gate = gate_of(chosen)
+    if watch:
+        from sessionferry.cli import watch as daemon
+
+        asyncio.run(daemon.watch(chosen, gate, identity, paths or [], file_format))
+        return
+    sources = sources_of(chosen, identity, paths, file_format)
     if dry_run:
         report = _rehearse(chosen, gate, identity, sources)
     else:
@@ -104,39 +113,63 @@ async def ship_sources(
     supersede: bool = False,
 ) -> Report:
     """Ship sources to the endpoints of these settings."""
-    from sessionferry.publisher import Publisher
-
     target = endpoints(chosen)
     check_running(target, chosen)
     with SpoolLock(spool_path(chosen, target)):
-        spool = opened_spool(chosen, target)
-        try:
-            lost = identity.knew_spool(spool_name(target, chosen), spool.id)
-            async with Publisher(target, resend=resend) as publisher:
-                with progress("shipping", planned_bytes(sources)) as advance:
-                    shipper = Shipper(
-                        spool,
-                        gate,
-                        identity,
-                        limit=publisher.limit,
-                        spool_was_lost=lost,
-                        resend=resend,
-                        supersede=supersede,
-                        advance=advance,
-                    )
-                    report = await shipper.ship(sources, publisher)
-                    report.sent_bytes = publisher.sent_bytes
-                    return report
-        finally:
-            spool.close()
+        damage: SpoolDamaged | None = None
+        while True:
+            try:
+                return await _ship_once(
+                    *(chosen, target, identity, sources, gate, damage),
+                    resend=resend,
+                    supersede=supersede,
+                )
+            except SpoolDamaged as error:
+                damage = error
 
 
-def opened_spool(chosen: Settings, target: Endpoints) -> Spool:
+async def _ship_once(
+    chosen: Settings,
+    target: Endpoints,
+    identity: Identity,
+    sources: list[Source],
+    gate: Checked,
+    damage: SpoolDamaged | None,
+    *,
+    resend: bool,
+    supersede: bool,
+) -> Report:
+    from sessionferry.publisher import Publisher
+
+    spool = opened_spool(chosen, target, damage)
+    try:
+        lost = identity.knew_spool(spool_name(target, chosen), spool.id)
+        async with Publisher(target, resend=resend) as publisher:
+            with progress("shipping", planned_bytes(sources)) as advance:
+                shipper = Shipper(
+                    spool,
+                    gate,
+                    identity,
+                    limit=publisher.limit,
+                    spool_was_lost=lost,
+                    resend=resend,
+                    supersede=supersede,
+                    advance=advance,
+                )
+                report = await shipper.ship(sources, publisher)
+                report.sent_bytes = publisher.sent_bytes
+                return report
+    finally:
+        spool.close()
+
+
+def opened_spool(chosen: Settings, target: Endpoints, damage: SpoolDamaged | None = None) -> Spool:
     """Open the spool of this destination, bounded as the settings say."""
     return open_spool(
         spool_path(chosen, target),
         most_bytes=chosen.spool_mb * 1_000_000,
         free_bytes=chosen.spool_free_mb * 1_000_000,
+        damage=damage,
     )
 
 
