@@ -8,7 +8,7 @@ PYTHON313 ?= python3.13
 RUNTIME := 1.3.0
 CHECKOV := 3.3.30
 
-.PHONY: help setup demo test check format chaos faults fuzz functions-runtime bench containers costs checkov lock clean
+.PHONY: help setup demo test check format chaos faults fuzz functions-runtime bench containers costs checkov package lock clean
 
 help:
 	@echo "make demo    run the main job on made-up sessions"
@@ -22,6 +22,7 @@ help:
 	@echo "make containers  render the Cosmos DB containers for infra/"
 	@echo "make costs   write docs/cost.md anew"
 	@echo "make checkov scan infra/ with checkov, in an environment of its own"
+	@echo "make package build what is deployed as the platform does, and start the app from it"
 	@echo "make setup   only make the virtual environment"
 	@echo "make format  format the code"
 	@echo "make lock    renew the pinned dependencies"
@@ -73,6 +74,9 @@ containers: $(READY)
 
 costs: $(READY)
 	$(BIN)/python tools/cost_model.py --write
+
+package: $(READY)
+	$(BIN)/python -m pytest -m slow tests/integration/test_package.py
 
 checkov:
 	$(PYTHON) -m venv build/checkov

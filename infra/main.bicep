@@ -269,7 +269,7 @@ module functions 'modules/functions.bicep' = {
     archiveUrl: '${archive.outputs.blobEndpoint}archive'
     inboxUrl: '${inbox.outputs.blobEndpoint}inbox'
     insightsConnection: monitoring.outputs.insightsConnection
-    subnetId: privateNetworking ? network.outputs.appSubnetId : ''
+    subnetId: privateNetworking ? network!.outputs.appSubnetId : ''
     pythonVersion: pythonVersion
     instanceMemoryMB: instanceMemoryMB
     maximumInstances: min(instanceLimit, absorbed)

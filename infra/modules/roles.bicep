@@ -128,6 +128,7 @@ resource scaling 'Microsoft.Authorization/roleDefinitions@2022-04-01' = {
 }
 
 // ---------------------------------------------------------------- the function
+// An account takes one change of its rights at a time: those of Cosmos DB wait for each other.
 
 resource functionReceives 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   scope: queue
@@ -233,8 +234,10 @@ resource readersHydrate 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
   }
 }]
 
+@batchSize(1)
 resource readersRead 'Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments@2024-11-15' = [for who in readers: {
   parent: cosmos
+  dependsOn: [functionStores]
   name: guid(cosmos.id, who.id, cosmosRole.reader, databaseName)
   properties: {
     principalId: who.id
@@ -295,8 +298,10 @@ resource operatorsSee 'Microsoft.Authorization/roleAssignments@2022-04-01' = [fo
   }
 }]
 
+@batchSize(1)
 resource operatorsStore 'Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments@2024-11-15' = [for who in operators: {
   parent: cosmos
+  dependsOn: [readersRead]
   name: guid(cosmos.id, who.id, cosmosRole.contributor, databaseName)
   properties: {
     principalId: who.id

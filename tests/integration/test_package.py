@@ -2,9 +2,6 @@
 
 import ast
 import asyncio
-import json
-import select
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from sessionferry.batch import encode
 from sessionferry.store.opening import open_store
 from support import package
 from support.broker import RunningBroker
+from support.hosting import RunningHost
 from support.strategies import batch
 
 SOURCE = package.ROOT / "src"
@@ -79,43 +77,13 @@ async def test_the_app_starts_from_the_package_alone_and_takes_messages_in(
             "FERRY_ARCHIVE": (tmp_path / "archive").as_uri(),
             "FERRY_INBOX": (tmp_path / "inbox").as_uri(),
         }
-        with started(app, tmp_path, settings) as ready:
+        command = package.command(app, tmp_path / "state")
+        with RunningHost(command, tmp_path, settings) as ready:
             assert set(ready["functions"]) == {"ingest", "watch_queue", "watch_store"}
             client = ServiceBusClient.from_connection_string(broker.connection_string)
             with client, client.get_queue_sender("sessions") as sender:
                 sender.send_messages(ServiceBusMessage(encode(batch(b'{"event":"e"}\n'))))
             await stored(store)
-
-
-class started:  # noqa: N801  it reads as a sentence
-    """The app as a process; the value is what its host says when it is ready."""
-
-    def __init__(self, app: Path, folder: Path, settings: dict[str, str]) -> None:
-        self._log = folder / "host.log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                package.command(app, folder / "state"),
-                env=settings,
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-
-    def __enter__(self) -> dict[str, list[str]]:
-        assert self._process.stdout is not None
-        waiting, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
-        line = self._process.stdout.readline() if waiting else b""
-        if not line:
-            self.__exit__()
-            raise AssertionError(self._log.read_text())
-        ready: dict[str, list[str]] = json.loads(line)
-        return ready
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=30)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 async def stored(url: str) -> None:

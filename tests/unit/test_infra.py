@@ -138,6 +138,14 @@ def test_the_workbook_shows_the_deployed_resources(everything: Mapping[str, Depl
         assert one.one(type_).id in text
 
 
+def test_what_alerts_read_is_never_sampled_away(everything: Mapping[str, Deployment]) -> None:
+    logging = json.loads((ROOT / "host.json").read_text())["logging"]
+    excluded = logging["applicationInsights"]["samplingSettings"]["excludedTypes"].split(";")
+    tables = {query.partition(" ")[0] for query in queries(everything)}
+    assert {table.rstrip("s").title() for table in tables} <= set(excluded)
+    assert logging["logLevel"]["default"] == "Information"
+
+
 def test_an_alert_sees_at_least_one_look_in_its_window(
     everything: Mapping[str, Deployment],
 ) -> None:
