@@ -28,6 +28,7 @@ from azure.servicebus.exceptions import (
 
 from sessionferry.batch import replay_id
 from sessionferry.errors import PermanentError, TransientError, UserError
+from sessionferry.pacing import Pace
 from sessionferry.queue_client import open_client
 from sessionferry.retrying import retry
 from sessionferry.settings import Endpoints
@@ -174,7 +175,7 @@ class DeadLetters:
         advance: Callable[[int], None] | None,
     ) -> None:
         """Receive until all that is asked for was worked on, or none of it comes any more."""
-        pace = _Pace(rate)
+        pace = Pace(rate)
         at_once = MOST_AT_ONCE if rate is None else max(1, int(rate * _CHUNK_SECONDS))
         others: set[int] = set()
         held: list[ServiceBusReceivedMessage] = []
@@ -314,20 +315,6 @@ def resent(message: ServiceBusReceivedMessage) -> AmqpAnnotatedMessage:
             if not name.startswith(_OPTIONAL) or name in _SENDERS
         },
     )
-
-
-class _Pace:
-    """Lets so many pass a second."""
-
-    def __init__(self, rate: float | None) -> None:
-        self._every = 1 / rate if rate else 0.0
-        self._next = 0.0
-
-    async def wait(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._next = max(self._next, now)
-        await asyncio.sleep(self._next - now)
-        self._next += self._every
 
 
 async def _complete(receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:

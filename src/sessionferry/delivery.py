@@ -45,7 +45,12 @@ class Message:
     @property
     def is_repeated(self) -> bool:
         """Whether an earlier attempt at this message may have left something behind."""
-        return self.delivery_count > 1 or REPLAY_MARK in self.message_id
+        return self.delivery_count > 1 or self.is_replayed
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether somebody sent this again on purpose."""
+        return REPLAY_MARK in self.message_id
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -55,7 +56,7 @@ from sessionferry.errors import (
     TransientError,
 )
 from sessionferry.heads import Head, Metadata, merge
-from sessionferry.identity import SessionKey, escape, session_folder
+from sessionferry.identity import UNATTRIBUTED, SessionKey, escape, session_folder
 from sessionferry.retrying import retry
 from sessionferry.store import Store
 
@@ -68,6 +69,8 @@ ALONE_FROM_DELIVERY = 5
 """From this delivery on a message is handled after all others, by itself."""
 FATAL_ATTEMPTS = 3
 """A message that ended its worker this often is quarantined without being decoded."""
+QUARANTINED = "quarantined"
+"""The kind of outcome of a message that was quarantined whole."""
 _UNDELETED = "The session was undeleted meanwhile; its lines must come again."
 _LOGGED = (
     *("kind", "session", "stream", "lines", "stored", "duplicate", "quarantined", "truncated"),
@@ -117,6 +120,9 @@ class Ingest:
         outcomes = [await self._handle(message, sessions) for message in messages]
         for session in sessions.values():
             await self._settle(session)
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if message.is_replayed and outcome.kind != QUARANTINED:
+                await self._leave_quarantine(message, outcome)
         return outcomes
 
     async def _alone(self, message: Message) -> Outcome:
@@ -269,7 +275,7 @@ class Ingest:
                     )
                 )
         if entries:
-            await self._write(handled.message, lambda: self.store.create_quarantined(entries))
+            await self._keep_entries(handled.message, entries)
         handled.entries += [entry_of(entry) for entry in entries]
         outcome.stored += len(chunk.documents) - len(existing)
         outcome.conflicts += len(entries) - len(chunk.entries)
@@ -389,18 +395,35 @@ class Ingest:
         entry = quarantine.whole_message(
             *(body, key, error, archive_key),
             message_id=message.message_id,
+            content_encoding=message.content_encoding,
             created_at=utc_now(),
         )
-        await self._write(message, lambda: self.store.create_quarantined([entry]))
+        await self._keep_entries(message, [entry])
         if key is not None:
             await self._forget_if_deleted(message, key, entry["id"], archive_key)
         return Outcome(
             message_id=message.message_id,
-            kind="quarantined",
+            kind=QUARANTINED,
             session=key.partition_key if key else "",
             archived_bytes=len(body),
             error=error.code,
         )
+
+    async def _keep_entries(self, message: Message, entries: list[dict[str, object]]) -> None:
+        """Put into the quarantine; what a replay comes to is written anew, with its time."""
+        if message.is_replayed:
+            await self._write(message, lambda: self.store.replace_quarantined(entries))
+        else:
+            await self._write(message, lambda: self.store.create_quarantined(entries))
+
+    async def _leave_quarantine(self, message: Message, outcome: Outcome) -> None:
+        """Delete the entry of a whole message that was taken in after all (R2)."""
+        sha256 = hashlib.sha256(message.body).hexdigest()
+        for partition in {outcome.session or UNATTRIBUTED, UNATTRIBUTED}:
+            entry_id = quarantine.message_entry_id(partition, sha256)
+            await self._write(
+                message, partial(self.store.delete_quarantined, partition, [entry_id])
+            )
 
     async def _forget_if_deleted(
         self, message: Message, key: SessionKey, entry_id: str, archive_key: str

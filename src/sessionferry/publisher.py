@@ -107,6 +107,18 @@ class Publisher:
         self._pending.append((packed.header, message))
         return accepted
 
+    async def send_again(
+        self, body: bytes, message_id: str, content_encoding: str | None = None
+    ) -> None:
+        """Send a message's body as it came, by itself, under an id that is new to the queue."""
+        properties: dict[str | bytes, PrimitiveTypes] | None = (
+            {"content_encoding": content_encoding} if content_encoding else None
+        )
+        message = ServiceBusMessage(
+            body, message_id=replay_id(message_id), application_properties=properties
+        )
+        await retry(lambda: self._hand_over(message), seconds=self._retry_seconds)
+
     async def flush(self) -> list[Header]:
         """Send what is held; return the headers of the batches that are now in the queue."""
         if not self._pending:
@@ -151,14 +163,17 @@ class Publisher:
             raise TransientError(f"The queue cannot be reached: {_brief(error)}") from error
 
     async def _send_pending(self) -> None:
+        group = self._group if len(self._pending) > 1 else None
+        await self._hand_over(group or self._pending[0][1])
+
+    async def _hand_over(self, messages: ServiceBusMessageBatch | ServiceBusMessage) -> None:
         if self._sender is None:
             await self._connect()
         sender = self._sender
         if sender is None:
             raise TransientError("The queue cannot be reached.")
-        group = self._group if len(self._pending) > 1 else None
         try:
-            await sender.send_messages(group or self._pending[0][1])
+            await sender.send_messages(messages)
         except (AzureError, OSError) as error:
             await self._drop_link()
             sentence = f"The queue did not take a batch: {_brief(error)}"

@@ -19,6 +19,11 @@ def line_entry_id(header: Header, sequence: int, sha256: bytes) -> str:
     return hashlib.sha256(orjson.dumps(place)).hexdigest()
 
 
+def message_entry_id(partition: str, body_sha256: str) -> str:
+    """Return the id of a whole message's entry."""
+    return hashlib.sha256(orjson.dumps([partition, "message", body_sha256])).hexdigest()
+
+
 def rejected_line(
     header: Header, rejected: Rejected, archive_key: str, created_at: str
 ) -> dict[str, Any]:
@@ -64,19 +69,20 @@ def whole_message(
     *,
     message_id: str,
     created_at: str,
+    content_encoding: str | None = None,
 ) -> dict[str, Any]:
     """Describe a message of which nothing could be stored."""
     sha256 = hashlib.sha256(body)
     partition = key.partition_key if key else UNATTRIBUTED
-    entry_id = hashlib.sha256(orjson.dumps([partition, "message", sha256.hexdigest()]))
     return {
-        "id": entry_id.hexdigest(),
+        "id": message_entry_id(partition, sha256.hexdigest()),
         "partition_key": partition,
         "_type": "quarantined_message",
         **(_session(key) if key else {}),
         "reason": error.code,
         "detail": str(error)[:500],
         "message_id": message_id[:256],
+        **({"content_encoding": content_encoding[:256]} if content_encoding else {}),
         "size_bytes": len(body),
         "created_at": created_at,
         "payload_ref": {

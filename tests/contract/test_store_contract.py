@@ -723,6 +723,16 @@ async def test_a_quarantine_entry_is_created_once_and_never_overwritten(store: S
     assert page.documents == [entry("f"), first]
 
 
+async def test_an_entry_can_be_replaced_and_is_listed_anew(store: Store) -> None:
+    await store.create_quarantined([entry("e", created_at="2026-01-01"), entry("f")])
+    newer = entry("e", reason="other", created_at="2026-02-01")
+    await store.replace_quarantined([newer, entry("g")])
+    await store.replace_quarantined([])
+    page = await store.list_quarantined("p")
+    assert page.documents[0] == newer
+    assert sorted(it["id"] for it in page.documents) == ["e", "f", "g"]
+
+
 async def test_entries_of_any_generation_are_taken(store: Store) -> None:
     entries = [
         entry(f"e{n}", stream="events", generation=g) for n, g in enumerate([0, 10**15, 2**64 - 1])

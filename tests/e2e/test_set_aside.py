@@ -1,4 +1,4 @@
-"""What was set aside, by the commands that bring it back: dead letters."""
+"""What was set aside, by the commands that bring it back: dead letters and quarantine."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from sessionferry.delivery import Message
 from sessionferry.settings import Settings
 from support.broker import RunningBroker, forget_leaked_sockets
 from support.commands import CommandServer
-from support.stack import Ferry
+from support.stack import Ferry, RunningStack
 
 OUTAGE = "MaxDeliveryCountExceeded"
 
@@ -39,11 +39,12 @@ def remote(broker: RunningBroker, tmp_path: Path, server: CommandServer) -> Ferr
     return Ferry(tmp_path / "home", environment=environment, server=server)
 
 
-def write_session(folder: Path, lines: int = 30) -> Path:
+def write_session(folder: Path, bad: bytes = b"") -> Path:
     session = folder / "projects" / "-srv-app" / "sessions" / "s1"
     session.mkdir(parents=True)
-    events = [json.dumps({"event": "tool:pre", "data": {"n": n}}) for n in range(lines)]
-    (session / "events.jsonl").write_text("\n".join(events) + "\n")
+    events = [json.dumps({"event": "tool:pre", "data": {"n": n}}) for n in range(30)]
+    tail = bad + b"\n" if bad else b""
+    (session / "events.jsonl").write_bytes("\n".join(events).encode() + b"\n" + tail)
     return folder
 
 
@@ -157,3 +158,25 @@ def test_what_somebody_else_holds_is_left_and_said(
                 held += receiver.receive_messages(sent - len(held), max_wait_time=5)
             done = remote.run("dlq", "replay", "--json", code=3).json
             assert (done["replayed"], done["left"]) == (0, sent)
+
+
+def test_the_quarantine_goes_through_the_running_app_and_what_is_wrong_stays(
+    stack: RunningStack, ferry: Ferry, tmp_path: Path
+) -> None:
+    source = write_session(tmp_path / "amplifier", bad=b'{"event": \x1b[31m}')
+    ferry.run("ship", source)
+    ferry.wait(source)
+    (entry,) = ferry.run("quarantine", "list", "--session", "s1", "--json").json
+    assert (entry["reason"], entry["sequence"]) == ("not_json", 30)
+    assert entry["id"] in ferry.run("quarantine", "list", "--reason", "not_json").stdout
+    assert '{"event": \\x1b[31m}' in ferry.run("quarantine", "show", entry["id"]).stdout
+    assert "no quarantine entry" in ferry.run("quarantine", "show", "nope", code=2).stderr
+
+    planned = ferry.run("quarantine", "replay", entry["id"], "--dry-run", "--json").json
+    assert (planned["would_be"], planned["messages"]) == (1, 1)
+    done = ferry.run("quarantine", "replay", entry["id"], "--json", code=3).json
+    assert (done["cleared"], done["stay"], done["waiting"]) == (0, 1, 0)
+    assert [left["id"] for left in done["left"]] == [entry["id"]]
+    (again,) = ferry.run("quarantine", "list", "--session", "s1", "--json").json
+    assert again["created_at"] > entry["created_at"]
+    assert ferry.verify(source)[0]["quarantined"] == 1

@@ -133,6 +133,10 @@ class MemoryStore:
         for entry in entries:
             self.entries.setdefault((entry["partition_key"], entry["id"]), dict(entry))
 
+    async def replace_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            self.entries[entry["partition_key"], entry["id"]] = dict(entry)
+
     async def delete_quarantined(self, partition: str, ids: Sequence[str]) -> None:
         for entry_id in ids:
             self.entries.pop((partition, entry_id), None)
@@ -316,6 +320,11 @@ class GatedStore:
         for entry in entries:
             create = _bound(self._inner.create_quarantined, [entry])
             await self._actor.do("create_quarantined", create)
+
+    async def replace_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        for entry in entries:
+            replace = _bound(self._inner.replace_quarantined, [entry])
+            await self._actor.do("create_quarantined", replace)
 
     async def delete_quarantined(self, partition: str, ids: Sequence[str]) -> None:
         for entry_id in ids:

@@ -6,7 +6,17 @@ import sys
 import typer
 
 from sessionferry import __version__
-from sessionferry.cli import agent, demo, dlq, local, reading, ship, simulate, status
+from sessionferry.cli import (
+    agent,
+    demo,
+    dlq,
+    local,
+    quarantine,
+    reading,
+    ship,
+    simulate,
+    status,
+)
 from sessionferry.errors import FerryError, UserError
 
 app = typer.Typer(
@@ -29,6 +39,7 @@ app.command("export")(reading.export)
 app.command("verify")(reading.verify)
 app.command("migrate")(local.migrate)
 app.add_typer(dlq.app)
+app.add_typer(quarantine.app)
 
 
 def _version(wanted: bool) -> None:

@@ -79,7 +79,7 @@ def sessions(
                 break
         return found
 
-    found = _with_reader(settings(data), read)
+    found = with_reader(settings(data), read)
     if as_json:
         print_json(found)
     elif not found:
@@ -113,7 +113,7 @@ def show(
         )
         return head, lines
 
-    head, lines = _with_reader(settings(data), read)
+    head, lines = with_reader(settings(data), read)
     if stream is not None:
         for line in lines:
             typer.echo(orjson.dumps(line).decode())
@@ -142,7 +142,7 @@ def export(
             raise UserError(f"Session {session} was deleted.")
         return await export_session(reader.store, reader.archive, head, to / folder_name(session))
 
-    written = _with_reader(settings(data), write)
+    written = with_reader(settings(data), write)
     if as_json:
         print_json([{**file._asdict(), "path": printable(file.path)} for file in written])
         return
@@ -184,7 +184,7 @@ def verify(
                 advance(findings[-1].bytes)
         return findings
 
-    findings = _with_reader(chosen, compare)
+    findings = with_reader(chosen, compare)
     if as_json:
         print_json([finding_document(finding) for finding in findings])
     else:
@@ -240,7 +240,7 @@ async def open_reader(chosen: Settings) -> AsyncIterator[Reader]:
         await store.close()
 
 
-def _with_reader(chosen: Settings, work: Callable[[Reader], Awaitable[Result]]) -> Result:
+def with_reader(chosen: Settings, work: Callable[[Reader], Awaitable[Result]]) -> Result:
     async def run() -> Result:
         async with open_reader(chosen) as reader:
             return await work(reader)

@@ -175,6 +175,10 @@ class Store(Protocol):
         """Create quarantine entries that are absent, by (partition_key, id)."""
         ...
 
+    async def replace_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write quarantine entries, whatever stands in their places."""
+        ...
+
     async def delete_quarantined(self, partition: str, ids: Sequence[str]) -> None:
         """Delete quarantine entries by id; succeeds where they are absent."""
         ...

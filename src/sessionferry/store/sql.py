@@ -192,6 +192,20 @@ class SqlStore:
         statement = _insert_absent(self._engine, QUARANTINE)
         await self._write(lambda connection: connection.execute(statement, rows))
 
+    async def replace_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write quarantine entries, whatever stands in their places."""
+        rows = {(entry["partition_key"], entry["id"]): _quarantine_row(entry) for entry in entries}
+        if not rows:
+            return
+        ordered = [rows[place] for place in sorted(rows)]
+        statement = _insert_absent(self._engine, QUARANTINE)
+
+        def write(connection: Connection) -> None:
+            connection.execute(_delete_entry(), ordered)
+            connection.execute(statement, ordered)
+
+        await self._write(write)
+
     async def delete_quarantined(self, partition: str, ids: Sequence[str]) -> None:
         """Delete quarantine entries by id; succeeds where they are absent."""
         if not ids:
@@ -438,6 +452,15 @@ def _item_row(container: ItemContainer, document: Mapping[str, Any]) -> dict[str
         row["project_slug"] = document.get("project_slug") or ""
         row["deleted"] = bool(document.get("deleted"))
     return row
+
+
+@cache
+def _delete_entry() -> sa.Delete:
+    columns = QUARANTINE.c
+    # Named otherwise than the columns, which an insert's parameters may not be.
+    return sa.delete(QUARANTINE).where(
+        columns.partition_key == sa.bindparam("partition_key"), columns.id == sa.bindparam("id")
+    )
 
 
 def _quarantine_row(entry: Mapping[str, Any]) -> dict[str, Any]:

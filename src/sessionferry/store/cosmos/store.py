@@ -251,20 +251,19 @@ class CosmosStore:
 
     async def create_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Create quarantine entries that are absent, by (partition_key, id)."""
-        partitions: dict[str, dict[str, Operation]] = {}
-        for entry in entries:
-            body = _standard(entry)
-            partition, entry_id = body["partition_key"], body["id"]
-            body[LISTING_KEY] = queries.listing_key(body.get("created_at"), entry_id, partition)
-            rendered = orjson.dumps(body)
-            operation = Operation(entry_id, rendered, len(rendered))
-            partitions.setdefault(partition, {}).setdefault(entry_id, operation)
-        for partition, operations in partitions.items():
+        for partition, operations in _by_partition(entries).items():
 
             async def find(wanted: Sequence[Operation], at: str = partition) -> dict[Any, None]:
                 return dict.fromkeys(await self._existing_entries(at, wanted))
 
             await self._create_absent("quarantine", partition, list(operations.values()), find)
+
+    async def replace_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write quarantine entries, whatever stands in their places."""
+        items = self.account.container("quarantine")
+        for partition, operations in _by_partition(entries).items():
+            write = partial(self._batch, items, partition, "upsert")
+            await _together(write, list(operations.values()))
 
     async def delete_quarantined(self, partition: str, ids: Sequence[str]) -> None:
         """Delete quarantine entries by id; succeeds where they are absent."""
@@ -463,6 +462,19 @@ class CosmosStore:
             return [row async for row in found]
 
         return await self.account.send(fetch)
+
+
+def _by_partition(entries: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Operation]]:
+    """Render quarantine entries, by partition and id; of several with one id the first counts."""
+    partitions: dict[str, dict[str, Operation]] = {}
+    for entry in entries:
+        body = _standard(entry)
+        partition, entry_id = body["partition_key"], body["id"]
+        body[LISTING_KEY] = queries.listing_key(body.get("created_at"), entry_id, partition)
+        rendered = orjson.dumps(body)
+        operation = Operation(entry_id, rendered, len(rendered))
+        partitions.setdefault(partition, {}).setdefault(entry_id, operation)
+    return partitions
 
 
 async def _go_ahead(
