@@ -297,7 +297,10 @@ def test_a_write_sends_nothing_back_if_the_client_wants_nothing(container: Conta
 
 
 @given(
-    st.text(min_size=1, max_size=30).filter(lambda text: not set(text) & set("/\\?#\t\r\n")),
+    st.text(min_size=1, max_size=30)
+    # The client takes no space at the end, and its HTTP library takes dots for folders.
+    .filter(lambda text: not set(text) & set("/\\?#\t\r\n") and not text.endswith(" "))
+    .filter(lambda text: text not in {".", ".."}),
     st.one_of(st.text(max_size=30), st.integers(-(2**53), 2**53), st.booleans(), st.none()),
 )
 @settings(max_examples=40)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import orjson
 from tests.support.cosmos import cost
-from tests.support.cosmos.containers import Container, LogicalPartition
+from tests.support.cosmos.containers import Container, LogicalPartition, PhysicalPartition
 from tests.support.cosmos.errors import ServiceError, bad_request
 from tests.support.cosmos.indexing import IndexingPolicy, Path
 from tests.support.cosmos.items import Item
+from tests.support.cosmos.lookup import Bounds, Lookups, bounds_of
 from tests.support.cosmos.partitions import effective_key, encode_part
 from tests.support.cosmos.sql.evaluate import Evaluator, constant_path
 from tests.support.cosmos.sql.nodes import (
@@ -79,23 +80,36 @@ class Matches:
     bytes_looked_at: int
 
 
-@dataclass(slots=True)
+class Scope(NamedTuple):
+    """What a query or a feed goes over: one partition key, a part of the ring, or all.
+
+    `name` tells scopes of one container apart.
+    """
+
+    name: bytes
+    physical: list[PhysicalPartition]
+    partitions: Callable[[], list[LogicalPartition]]
+
+    @property
+    def version(self) -> int:
+        """Another number after each write to one of the physical partitions."""
+        return sum(one.lsn for one in self.physical)
+
+
 class Searcher:
     """Answers the queries of one container."""
 
-    container: Container
-    _results: "OrderedDict[bytes, Matches]"
-
     def __init__(self, container: Container) -> None:
         self.container = container
-        self._results = OrderedDict()
+        self._lookups = Lookups()
+        self._results: OrderedDict[bytes, Matches] = OrderedDict()
 
     # ------------------------------------------------------------ feeds
 
-    def feed(self, partitions: list[LogicalPartition], size: int, continuation: str | None) -> Page:
+    def feed(self, scope: Scope, size: int, continuation: str | None) -> Page:
         """All items, in the order of their creation."""
         after = Place.decode(continuation).at if continuation else 0
-        items = [item for item in self.container.items(partitions) if item.number > after]
+        items = [item for item in self.container.items(scope.partitions()) if item.number > after]
         documents, used = _fill([item.raw for item in items[:size]])
         last = items[used - 1].number if used else after
         token = Place(0, last, None).encode() if used < len(items) else None
@@ -106,16 +120,16 @@ class Searcher:
     def query(
         self,
         selection: Selection,
-        partitions: Callable[[], list[LogicalPartition]],
+        scope: Scope,
         *,
-        scope: bytes,
+        asked: bytes,
         size: int,
         continuation: str | None,
     ) -> Page:
-        """A page of a query's results over some logical partitions."""
+        """A page of a query's results; `asked` is the query and its parameters as they came."""
         check_order(selection.query, self.container.policy)
         place = Place.decode(continuation) if continuation else None
-        matches = self._matches(selection, partitions, scope, continued=place is not None)
+        matches = self._matches(selection, scope, asked, continued=place is not None)
         total = max(1, len(matches.found))
         if selection.grouped or selection.query.distinct:
             values = list(selection.show([one.row for one in matches.found]))
@@ -130,22 +144,22 @@ class Searcher:
         return page._replace(charge=charge)
 
     def _matches(
-        self,
-        selection: Selection,
-        partitions: Callable[[], list[LogicalPartition]],
-        scope: bytes,
-        *,
-        continued: bool,
+        self, selection: Selection, scope: Scope, asked: bytes, *, continued: bool
     ) -> Matches:
-        version = sum(one.lsn for one in self.container.physical)
-        known = self._results.get(scope)
+        version, name = scope.version, scope.name + asked
+        known = self._results.get(name)
         if continued and known is not None and known.version == version:
-            self._results.move_to_end(scope)
+            self._results.move_to_end(name)
             return known
-        items = self.container.items(partitions())
+        items = self._lookups.narrow(
+            scope.name,
+            version,
+            _bounds(selection, self.container.policy),
+            lambda: self.container.items(scope.partitions()),
+        )
         matches = find(selection, items, self.container.policy)
         matches.version = version
-        self._results[scope] = matches
+        self._results[name] = matches
         if len(self._results) > REMEMBERED:
             self._results.popitem(last=False)
         return matches
@@ -157,16 +171,12 @@ class Searcher:
 
 def find(selection: Selection, items: list[Item], policy: IndexingPolicy) -> Matches:
     """Run FROM, WHERE and ORDER BY, and count what had to be looked at."""
-    narrow = _indexed_conditions(selection, policy)
-    candidates = items
-    if narrow:
-        alias = selection.query.sources[0].alias
-        candidates = [
-            item for item in items if all(one({alias: item.body}) is True for one in narrow)
-        ]
-    rows = ({"": item.body, "\0item": item} for item in candidates)
-    found = selection.sort(selection.find(rows))
-    return Matches(0, found, len(candidates), sum(len(item.raw) for item in candidates))
+    indexed, others = _split(selection, policy)
+    rows = selection.rows_from({"": item.body, "\0item": item} for item in items)
+    candidates = list(selection.filter(rows, indexed))
+    found = selection.sort(selection.order(selection.filter(candidates, others)))
+    looked_at = {row["\0item"].number: len(row["\0item"].raw) for row in candidates}
+    return Matches(0, found, len(looked_at), sum(looked_at.values()))
 
 
 # ---------------------------------------------------------------- pages
@@ -276,28 +286,29 @@ def check_order(query: Query, policy: IndexingPolicy) -> None:
 
 def _item_path(query: Query, expression: Expression) -> Path | None:
     path = constant_path(expression)
-    if path is None or not query.sources or path[0] != query.sources[0].alias:
+    if path is None or not query.sources or query.sources[0].path is not None:
         return None
-    return path[1]
+    return path[1] if path[0] == query.sources[0].alias else None
 
 
-def _indexed_conditions(selection: Selection, policy: IndexingPolicy) -> list[Evaluator]:
-    """The parts of WHERE that an index can answer."""
-    query = selection.query
-    if query.where is None or not query.sources or query.sources[0].path is not None:
-        return []
-    return [
-        selection.compiler.compile(condition)
-        for condition in conditions(query.where)
-        if (path := _looked_up(query, condition)) is not None and policy.covers(path)
-    ]
+def _split(selection: Selection, policy: IndexingPolicy) -> tuple[list[Evaluator], list[Evaluator]]:
+    """The parts of WHERE that an index can answer, and the others."""
+    parts: tuple[list[Evaluator], list[Evaluator]] = ([], [])
+    for condition, test in selection.conditions:
+        path = _looked_up(selection.query, condition)
+        parts[path is None or not policy.covers(path)].append(test)
+    return parts
 
 
-def conditions(where: Expression) -> list[Expression]:
-    """The parts that AND joins."""
-    if isinstance(where, Binary) and where.operator == "AND":
-        return [*conditions(where.left), *conditions(where.right)]
-    return [where]
+def _bounds(selection: Selection, policy: IndexingPolicy) -> list[Bounds]:
+    """What the conditions leave of paths that are indexed."""
+    found = []
+    for condition, _ in selection.conditions:
+        compared = bounds_of(condition, selection.parameters)
+        path = _item_path(selection.query, compared[0]) if compared is not None else None
+        if compared is not None and path is not None and policy.covers(path):
+            found.append(Bounds(path, *compared[1]))
+    return found
 
 
 def _looked_up(query: Query, condition: Expression) -> Path | None:
@@ -319,10 +330,8 @@ def _looked_up(query: Query, condition: Expression) -> Path | None:
 def keys_in(selection: Selection, container: Container) -> list[str] | None:
     """The effective partition keys that WHERE asks for, if it asks for some."""
     query = selection.query
-    if query.where is None or not query.sources or query.sources[0].path is not None:
-        return None
     wanted: dict[Path, list[Any]] = {}
-    for condition in conditions(query.where):
+    for condition, _ in selection.conditions:
         if (path := _looked_up(query, condition)) is not None:
             values = _constants(condition, selection.parameters)
             if values is not None:

@@ -33,7 +33,7 @@ from tests.support.cosmos.items import (
     too_large,
 )
 from tests.support.cosmos.partitions import EVERYTHING, Range, parse_key
-from tests.support.cosmos.queries import Page, keys_in, page_size
+from tests.support.cosmos.queries import Page, Scope, keys_in, page_size
 from tests.support.cosmos.sql import parser
 from tests.support.cosmos.sql.plan import make_plan, needs_client, parameters_of
 from tests.support.cosmos.sql.select import Selection
@@ -518,14 +518,12 @@ class CosmosServer:
         if "A-IM" in request.headers:
             raise ServiceError(405, "This test server has no change feed.")
         container = self._container(request)
-        physical, partitions, _ = self._scope(request, container, None)
-        self._check_budget(container, physical)
+        scope = self._scope(request, container, None)
+        self._check_budget(container, scope.physical)
         page = self.account.searchers[container.rid].feed(
-            partitions(),
-            self.faults.page(page_size(request.headers.get("x-ms-max-item-count"))),
-            request.headers.get("x-ms-continuation"),
+            scope, self._page_size(request), request.headers.get("x-ms-continuation")
         )
-        return self._page(container, physical, page)
+        return self._page(container, scope.physical, page)
 
     def _query(self, request: Request) -> Reply:
         container = self._container(request)
@@ -534,16 +532,19 @@ class CosmosServer:
         if not isinstance(text, str):
             raise bad_request("The query is missing.")
         selection = Selection(parser.parse(text), parameters_of(document.get("parameters")))
-        physical, partitions, scope = self._scope(request, container, selection)
-        self._check_budget(container, physical)
+        scope = self._scope(request, container, selection)
+        self._check_budget(container, scope.physical)
         page = self.account.searchers[container.rid].query(
             selection,
-            partitions,
-            scope=scope + request.body,
-            size=self.faults.page(page_size(request.headers.get("x-ms-max-item-count"))),
+            scope,
+            asked=request.body,
+            size=self._page_size(request),
             continuation=request.headers.get("x-ms-continuation"),
         )
-        return self._page(container, physical, page)
+        return self._page(container, scope.physical, page)
+
+    def _page_size(self, request: Request) -> int:
+        return self.faults.page(page_size(request.headers.get("x-ms-max-item-count")))
 
     def _query_plan(self, request: Request) -> Reply:
         container = self._container(request)
@@ -559,26 +560,21 @@ class CosmosServer:
             )
         )
 
-    def _scope(
-        self, request: Request, container: Container, selection: Selection | None
-    ) -> tuple[list[PhysicalPartition], Callable[[], list[LogicalPartition]], bytes]:
-        """What a query or a feed goes over: one partition key, a part of the ring, or all."""
+    def _scope(self, request: Request, container: Container, selection: Selection | None) -> Scope:
         headers = request.headers
         header = headers.get("x-ms-documentdb-partitionkey")
         if header is not None:
             key = parse_key(_key_parts(header), len(container.key_paths))
             container.require_whole(key)
             partition = container.partition(key)
-            return [partition.physical], lambda: [partition], header.encode()
+            return Scope(header.encode(), [partition.physical], lambda: [partition])
         if range_id := headers.get("x-ms-documentdb-partitionkeyrangeid"):
             return self._scope_of_range(request, container, range_id.rpartition(",")[2])
         if selection is not None:
             self._check_crossing(request, container, selection)
-        return container.physical, lambda: list(container.partitions(EVERYTHING)), b""
+        return Scope(b"", container.physical, lambda: list(container.partitions(EVERYTHING)))
 
-    def _scope_of_range(
-        self, request: Request, container: Container, range_id: str
-    ) -> tuple[list[PhysicalPartition], Callable[[], list[LogicalPartition]], bytes]:
+    def _scope_of_range(self, request: Request, container: Container, range_id: str) -> Scope:
         physical = next((one for one in container.physical if one.id == range_id), None)
         if physical is None:
             raise ServiceError(
@@ -588,7 +584,7 @@ class CosmosServer:
         high = request.headers.get("x-ms-end-epk") or physical.range.high
         bounds = Range(max(low, physical.range.low), min(high, physical.range.high))
         name = f"{range_id} {bounds}".encode()
-        return [physical], lambda: list(container.partitions(bounds)), name
+        return Scope(name, [physical], lambda: list(container.partitions(bounds)))
 
     def _check_crossing(self, request: Request, container: Container, selection: Selection) -> None:
         """A query without a partition key may go over all of them if the client says so."""

@@ -32,10 +32,11 @@ from tests.support.cosmos.sql.nodes import (
     Subquery,
     Unary,
 )
-from tests.support.cosmos.sql.values import UNDEFINED, equal, rank, same_type
+from tests.support.cosmos.sql.values import UNDEFINED, equal, is_ordered, same_type
 
 Row = dict[str, Any]
 Evaluator = Callable[[Row], Any]
+SCALARS = {int, float, str, bool}
 COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -55,7 +56,9 @@ BITS: dict[str, Callable[[int, int], int]] = {
 
 def compare(operation: Callable[[Any, Any], bool], left: Any, right: Any) -> Any:
     """Less or more: undefined unless both are of one ordered type."""
-    if not same_type(left, right) or rank(left) in {0, 6, 7}:
+    if type(left) is type(right) and type(left) in SCALARS:
+        return operation(left, right)
+    if not same_type(left, right) or not is_ordered(left):
         return UNDEFINED
     if left is None:
         return operation(0, 0)
@@ -78,6 +81,8 @@ def disjunction(left: Any, right: Any) -> Any:
 
 def equality(left: Any, right: Any) -> Any:
     """Equal; undefined unless both are of one type."""
+    if type(left) is type(right) and type(left) in SCALARS:
+        return left == right
     if left is UNDEFINED or not same_type(left, right):
         return UNDEFINED
     return equal(left, right)

@@ -53,7 +53,7 @@ class Selection:
         self.compiler = compiler
         self.parameters = parameters
         self._sources = query.sources
-        self._where = compiler.compile(query.where) if query.where is not None else None
+        self.conditions = [(one, compiler.compile(one)) for one in conjuncts(query.where)]
         self._order = [compiler.compile(order.expression) for order in query.order_by]
         self.aggregates = has_aggregates(query)
         self._group = [compiler.compile(one) for one in query.group_by]
@@ -90,17 +90,32 @@ class Selection:
 
     def find(self, base: Iterable[Row]) -> Iterator[Found]:
         """The rows that FROM makes and WHERE lets through."""
+        return self.order(self.filter(self.rows_from(base), [test for _, test in self.conditions]))
+
+    def rows_from(self, base: Iterable[Row]) -> Iterator[Row]:
+        """The rows that FROM makes."""
         rows: Iterator[Row] = iter(base)
         for source in self._sources:
             rows = expand(source, self.compiler, rows)
-        where = self._where
+        return rows
+
+    def filter(self, rows: Iterable[Row], tests: list[Evaluator]) -> Iterator[Row]:
+        """The rows for which all parts of a condition are true."""
+        for test in tests:
+            rows = [row for row in rows if test(row) is True]
+        return iter(rows)
+
+    def order(self, rows: Iterable[Row]) -> Iterator[Found]:
+        """The rows with what they are sorted by."""
         for row in rows:
-            if where is None or where(row) is True:
-                yield Found(row, tuple(value(row) for value in self._order))
+            yield Found(row, tuple([value(row) for value in self._order]))
 
     def sort(self, found: Iterable[Found]) -> list[Found]:
         """By ORDER BY, in the given order where that says nothing."""
         ordered = list(found)
+        if not any(order.descending for order in self.query.order_by):
+            ordered.sort(key=lambda one: [sort_key(value) for value in one.order])
+            return ordered
         for index, order in reversed(list(enumerate(self.query.order_by))):
             ordered.sort(key=lambda one: sort_key(one.order[index]), reverse=order.descending)
         return ordered
@@ -195,6 +210,13 @@ AGGREGATE_FUNCTIONS = {
     "MIN": lambda values: _extreme(values, largest=False),
     "MAX": lambda values: _extreme(values, largest=True),
 }
+
+
+def conjuncts(where: Expression | None) -> list[Expression]:
+    """The parts that AND joins."""
+    if isinstance(where, Binary) and where.operator == "AND":
+        return [*conjuncts(where.left), *conjuncts(where.right)]
+    return [where] if where is not None else []
 
 
 def children(node: Expression) -> Iterator[Expression]:

@@ -16,45 +16,43 @@ class Undefined:
 UNDEFINED = Undefined()
 
 
-def rank(value: Any) -> int:
-    """The order of types: undefined, null, false and true, numbers, strings, arrays, objects."""
-    if value is UNDEFINED:
-        return 0
-    if value is None:
-        return 1
-    if value is False:
-        return 2
-    if value is True:
-        return 3
-    if isinstance(value, int | float):
-        return 4
-    if isinstance(value, str):
-        return 5
-    return 6 if isinstance(value, list) else 7
+KINDS: dict[type, int] = {
+    Undefined: 0,
+    type(None): 1,
+    bool: 2,
+    int: 4,
+    float: 4,
+    str: 5,
+    list: 6,
+    dict: 7,
+}
+"""The order of types; true comes after false, at 3."""
 
 
 def sort_key(value: Any) -> tuple[int, Any]:
-    """What to sort by: type first; strings by code point."""
-    place = rank(value)
-    return (place, value) if place in {4, 5} else (place, 0)
+    """What to sort by: type first; strings by code point, arrays and objects not at all."""
+    kind = KINDS[type(value)]
+    if kind in {4, 5}:
+        return kind, value
+    return (3, 0) if value is True else (kind, 0)
 
 
 def same_type(left: Any, right: Any) -> bool:
     """Whether two values have one JSON type."""
-    return _type(left) == _type(right)
+    return KINDS[type(left)] == KINDS[type(right)]
 
 
-def _type(value: Any) -> int:
-    place = rank(value)
-    return 2 if place == 3 else place
+def is_ordered(value: Any) -> bool:
+    """Whether values of this one's type can be less or more."""
+    return 0 < KINDS[type(value)] < 6
 
 
 def equal(left: Any, right: Any) -> bool:
     """Deep equality of two defined values; true is not 1."""
-    if isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    if isinstance(left, dict) and isinstance(right, dict):
+    if not same_type(left, right):
+        return False
+    if isinstance(left, dict):
         return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
-    if isinstance(left, list) and isinstance(right, list):
+    if isinstance(left, list):
         return len(left) == len(right) and all(map(equal, left, right))
     return bool(left == right)
