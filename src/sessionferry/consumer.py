@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from sessionferry import watching
+from sessionferry import telemetry, watching
 from sessionferry.archive import Archive
 from sessionferry.delivery import Message, Outcome
 from sessionferry.errors import UserError
@@ -66,7 +66,9 @@ class Consumer:
     async def _open(self) -> Ingest:
         async with self._opening:
             if self._ingest is None:
-                self._ingest = await open_ingest(Settings.read())
+                settings = Settings.read()
+                telemetry.start(settings.metrics_port)
+                self._ingest = await open_ingest(settings)
             return self._ingest
 
 

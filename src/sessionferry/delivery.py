@@ -71,6 +71,7 @@ class Outcome:
     payload_bytes: int = 0
     archived_bytes: int = 0
     error: str | None = None
+    trace: str | None = None
 
 
 class Entry(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from sessionferry import head_store, hosts, projection, quarantine
+from sessionferry import head_store, hosts, projection, quarantine, telemetry
 from sessionferry.archive import Archive, batch_key, inbox_key, unattributed_key
 from sessionferry.batch import (
     Batch,
@@ -74,7 +74,7 @@ QUARANTINED = "quarantined"
 _UNDELETED = "The session was undeleted meanwhile; its lines must come again."
 _LOGGED = (
     *("kind", "session", "stream", "lines", "stored", "duplicate", "quarantined", "truncated"),
-    "error",
+    *("error", "trace"),
 )
 
 
@@ -104,13 +104,28 @@ class Ingest:
         Raises only for faults of the infrastructure: the queue then redelivers all of them, which
         is harmless. One bad line costs one line, one bad message one message.
         """
+        telemetry.add("ferry_messages_in_flight", len(messages))
+        try:
+            outcomes = await self._each(messages)
+        except BaseException:
+            telemetry.add("ferry_messages_failed", len(messages))
+            raise
+        finally:
+            telemetry.add("ferry_messages_in_flight", -len(messages))
+        for outcome in outcomes:
+            _log(outcome)
+            _measure(outcome)
+        for message in messages:
+            if message.enqueued_at is not None:
+                telemetry.observe("ferry_messages_lag", self._clock() - message.enqueued_at)
+        return outcomes
+
+    async def _each(self, messages: Sequence[Message]) -> list[Outcome]:
         calm = [m for m in messages if m.delivery_count < ALONE_FROM_DELIVERY]
         outcomes = await self._together(calm)
         for message in messages:
             if message.delivery_count >= ALONE_FROM_DELIVERY:
                 outcomes.append(await self._alone(message))
-        for outcome in outcomes:
-            _log(outcome)
         return outcomes
 
     # ------------------------------------------------------------ invocation
@@ -162,9 +177,14 @@ class Ingest:
         try:
             self._check_lock(message)
             body, batch = await self._decode(message)
-            if batch.header.kind == "heartbeat":
-                return await self._heartbeat(message, batch)
-            return await self._session_batch(message, body, batch, sessions)
+            header = batch.header
+            with telemetry.span("take in batch", header.traceparent, kind=header.kind):
+                if header.kind == "heartbeat":
+                    outcome = await self._heartbeat(message, batch)
+                else:
+                    outcome = await self._session_batch(message, body, batch, sessions)
+                outcome.trace = telemetry.trace_id(header.traceparent)
+                return outcome
         except PermanentError as error:
             return await self._quarantine_whole(message, error)
 
@@ -474,6 +494,22 @@ class Ingest:
 
     async def _retry(self, work: Callable[[], Awaitable[Result]]) -> Result:
         return await retry(work, seconds=self._retry_seconds)
+
+
+def _measure(outcome: Outcome) -> None:
+    telemetry.add("ferry_messages_received")
+    telemetry.add("ferry_messages_quarantined", int(outcome.kind == "quarantined"))
+    for name, amount in (
+        ("received", outcome.lines),
+        ("stored", outcome.stored),
+        ("duplicate", outcome.duplicate),
+        ("quarantined", outcome.quarantined),
+        ("conflicting", outcome.conflicts),
+        ("superseded", outcome.superseded),
+        ("truncated", outcome.truncated),
+    ):
+        telemetry.add(f"ferry_lines_{name}", amount)
+    telemetry.add("ferry_archive_written", outcome.archived_bytes)
 
 
 def _log(outcome: Outcome) -> None:

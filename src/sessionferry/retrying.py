@@ -14,6 +14,7 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_base, wait_random_exponential
 
+from sessionferry import telemetry
 from sessionferry.errors import Kind, TransientError, classify, retry_after
 
 Result = TypeVar("Result")
@@ -39,6 +40,7 @@ class _WaitAsTold(wait_base):
         error = retry_state.outcome.exception() if retry_state.outcome else None
         if error is None or classify(error) is not Kind.THROTTLED:
             return backoff
+        telemetry.add("ferry_requests_throttled")
         return retry_after(error, backoff) + backoff / 10
 
 

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     store: SecretStr | None = Field(
         None, description="Store URL: sqlite:///…, postgresql://…, cosmos://…."
     )
+    metrics_port: int | None = Field(
+        None, gt=0, lt=65536, description="Loopback port on which metrics are offered."
+    )
     cosmos_endpoint: str | None = Field(
         None,
         validation_alias=AliasChoices("FERRY_COSMOS_ENDPOINT", "AMPLIFIER_COSMOS_ENDPOINT"),

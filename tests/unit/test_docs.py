@@ -22,6 +22,7 @@ from sessionferry.errors import FerryError, classify
 from sessionferry.heads import Head, StreamHead
 from sessionferry.settings import Settings
 from sessionferry.simulate import FleetPlan, simulate
+from sessionferry.telemetry import METRICS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "sessionferry"
@@ -230,6 +231,12 @@ def test_a_settings_default_is_the_one_that_is_described() -> None:
         default = Settings.model_fields[name].default if name in Settings.model_fields else None
         if isinstance(default, str):
             assert row[1] == f"`{default}`"
+
+
+def test_every_metric_is_described_and_no_other() -> None:
+    page = (DOCS / "reference" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(ferry_[a-z_]+)` \| (\w+) \| (\w+) \| (.+) \|$", page, re.MULTILINE)
+    assert rows == [tuple(metric) for metric in METRICS]
 
 
 def test_every_error_code_is_described_with_its_class_and_kind() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from sessionferry import __version__
+from sessionferry import __version__, telemetry
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import Checked, Passed, Refusal
 from sessionferry.agent.reading import MAX_LINE_BYTES, Blocks, LineTooLong, prefix_digest
@@ -367,6 +367,9 @@ class Collector:
     def _keep(self, file: "_File", known: Known, packed: Packed | None = None) -> None:
         if not self._step.files:
             self._step_since = time.monotonic()
+        if packed is not None:
+            header = packed.header.model_copy(update={"traceparent": telemetry.traceparent()})
+            packed = packed._replace(header=header)
         self._step.add(file.id, file.source.path, known, packed)
         if packed is not None:
             self.report.batches += 1

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from azure.core.exceptions import AzureError
 from azure.cosmos.aio import ContainerProxy, CosmosClient
 
+from sessionferry import telemetry
 from sessionferry.errors import TransientError, UserError
 from sessionferry.retrying import check_time, retry
 from sessionferry.store.cosmos import faults
@@ -166,9 +167,11 @@ class Account:
         self.requests += 1
         charged = response.http_response.headers.get("x-ms-request-charge")
         try:
-            self.charge += float(charged or 0)
+            charge = float(charged or 0)
         except ValueError:
             return
+        self.charge += charge
+        telemetry.add("ferry_store_charged", charge)
 
     async def _create(self, client: CosmosClient) -> None:
         database = await self.send(
