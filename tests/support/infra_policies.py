@@ -77,6 +77,8 @@ PLATFORM_SETTINGS = {
     "APPLICATIONINSIGHTS_AUTHENTICATION_STRING": "Functions host",
     "AZURE_CLIENT_ID": "azure-identity and obstore",
 }
+LOCAL_SETTINGS = {"FERRY_METRICS_PORT"}
+"""What is for a machine of one's own: in Azure, Application Insights takes the metrics."""
 FORBIDDEN_ON_FLEX = re.compile(
     r"FUNCTIONS_WORKER_RUNTIME|FUNCTIONS_EXTENSION_VERSION|FUNCTIONS_WORKER_PROCESS_COUNT"
     r"|SCM_DO_BUILD_DURING_DEPLOYMENT|ENABLE_ORYX_BUILD|WEBSITE_RUN_FROM_PACKAGE"
@@ -336,7 +338,7 @@ def settings(deployment: Deployment) -> Iterator[str]:
     """The app has every setting that its code reads, and no other."""
     given = _app_settings(deployment)
     read = settings_read_by_the_app()
-    for name in sorted(read - set(given)):
+    for name in sorted(read - set(given) - LOCAL_SETTINGS):
         yield f"the app reads {name}, which is not set"
     for name in sorted(set(given) - read - set(PLATFORM_SETTINGS)):
         yield f"nobody reads {name}"
