@@ -1,20 +1,19 @@
 """A user's mistakes: one sentence and exit code 2, never a stack trace. And every help page."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from sessionferry.cli import app
 from support.stack import Ferry
 
+GROUP: Any = typer.main.get_command(app)
 COMMANDS = [
-    *(str(command.name) for command in app.registered_commands),
-    *(
-        f"{group.typer_instance.info.name} {command.name}"
-        for group in app.registered_groups
-        if group.typer_instance is not None
-        for command in group.typer_instance.registered_commands
-    ),
+    f"{name} {inner}".strip()
+    for name, command in GROUP.commands.items()
+    for inner in getattr(command, "commands", [""])
 ]
 
 

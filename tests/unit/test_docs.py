@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import takewhile
@@ -207,6 +208,30 @@ def test_every_command_and_option_is_described_and_no_other() -> None:
         described[name] = {code.split()[0] for code in options}
     described[""] -= {"--help"}
     assert described == commands()
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    import typer.main
+
+    from sessionferry.cli import COMMANDS, app
+
+    group = typer.main.get_command(app)
+    own = {name: command.help for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    assert {name: listed.summary for name, listed in COMMANDS.items()} == {
+        name: said.split("\n", 1)[0] for name, said in own.items()
+    }
+
+
+def test_help_imports_no_command() -> None:
+    program = (
+        "import sys, sessionferry.cli as c; sys.argv[1:] = ['--help']\n"
+        "try: c.main()\nexcept SystemExit: pass\n"
+        "heavy = {'pydantic', 'azure', 'sqlalchemy', 'rich', 'sessionferry.cli.ship'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"ship" in done.stdout
 
 
 # ---------------------------------------------------------------- settings, errors

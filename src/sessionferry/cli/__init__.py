@@ -6,40 +6,60 @@ import sys
 import typer
 
 from sessionferry import __version__
-from sessionferry.cli import (
-    agent,
-    demo,
-    dlq,
-    local,
-    quarantine,
-    reading,
-    ship,
-    simulate,
-    status,
-)
+from sessionferry.cli.lazy import STYLE, Command, LazyGroup
 from sessionferry.errors import FerryError, UserError
+
+COMMANDS = {
+    "demo": Command(
+        "demo:demo",
+        "Run the main job on a made-up fleet: generate, ship, store, verify, and show the books.",
+    ),
+    "local": Command(
+        "local:local",
+        "Run the whole stack on this machine: queue, function app and store, until Ctrl-C.",
+    ),
+    "simulate": Command(
+        "simulate:simulate",
+        "Write the session files of a made-up fleet, and an oracle of what must become of them.",
+    ),
+    "ship": Command(
+        "ship:ship", "Send what is new in session files to the queue: once, or all the time."
+    ),
+    "status": Command(
+        "status:status", "Show what was read, spooled, sent and stored, and what is in the way."
+    ),
+    "agent": Command("agent:app", "The agent that runs in the background: its configuration."),
+    "sessions": Command("reading:sessions", "List stored sessions, last activity first."),
+    "show": Command("reading:show", "Show what is stored of one session, or its lines."),
+    "export": Command(
+        "reading:export", "Write a session's files back, byte for byte, out of the archive."
+    ),
+    "verify": Command(
+        "reading:verify",
+        "Compare source files with what is stored: by count and digest, or byte by byte.",
+    ),
+    "migrate": Command(
+        "local:migrate", "Bring the schema of an existing store up to this version."
+    ),
+    "quarantine": Command(
+        "quarantine:app", "Look at what could not become a document, and replay it."
+    ),
+    "dlq": Command("dlq:app", "Look at the queue's dead letters, send them again, remove them."),
+}
+"""Every command, in the order of `ferry --help`; none is imported before it is run."""
+
+
+class _Ferry(LazyGroup):
+    table = COMMANDS
+
 
 app = typer.Typer(
     name="ferry",
+    cls=_Ferry,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
     help="Carries AI-agent sessions into a store that dashboards read, and counts every line.",
+    **STYLE,
 )
-app.command("demo")(demo.demo)
-app.command("local")(local.local)
-app.command("simulate")(simulate.simulate)
-app.command("ship")(ship.ship)
-app.command("status")(status.status)
-app.add_typer(agent.app)
-app.command("sessions")(reading.sessions)
-app.command("show")(reading.show)
-app.command("export")(reading.export)
-app.command("verify")(reading.verify)
-app.command("migrate")(local.migrate)
-app.add_typer(dlq.app)
-app.add_typer(quarantine.app)
 
 
 def _version(wanted: bool) -> None:
@@ -77,4 +97,4 @@ def _end(error: FerryError, code: int) -> None:
     sys.exit(code)
 
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
