@@ -33,6 +33,8 @@ from tests.support.cosmos import (
 )
 from tests.support.cosmos.auth import sign
 from tests.support.cosmos.partitions import effective_key, parse_key
+from tests.support.cosmos.sql.parser import parse
+from tests.support.cosmos.sql.select import Selection
 
 KEY = PartitionKey("/pk")
 OTHER_KEY = "YW4gb3RoZXIga2V5IHRoYXQgbm8gc2VydmVyIGhhcw=="
@@ -650,6 +652,55 @@ async def test_the_async_client_does_the_same(
     async with AsyncCosmosClient(cosmos.endpoint, cosmos.key) as client:
         container = client.get_database_client("tests").get_container_client(sessions.id)
         assert [one async for one in container.query_items(query)] == expected
+
+
+@given(
+    start=st.sampled_from(["", "DISTINCT ", "TOP 5 ", "TOP 0 ", "DISTINCT TOP 2 "]),
+    columns=st.sampled_from(["*", "VALUE c.n", "VALUE c.model", "c.model, c.n AS number"]),
+    where=st.sampled_from(["", "c.n > 20", "c.model = 'b' OR c.n < 9", "c.n > 99", "c.pk < 'p3'"]),
+    order=st.sampled_from(["c.n", "c.n DESC", "c.model, c.n DESC"]),
+    window=st.sampled_from(["", "OFFSET 3 LIMIT 4", "OFFSET 55 LIMIT 20", "OFFSET 0 LIMIT 0"]),
+    size=st.sampled_from([1, 7, 1000]),
+)
+@settings(max_examples=20)
+def test_what_is_put_together_is_what_one_partition_would_have_said(
+    sessions: ContainerProxy,
+    start: str,
+    columns: str,
+    where: str,
+    order: str,
+    window: str,
+    size: int,
+) -> None:
+    window = "" if "TOP" in start else window
+    condition = f"WHERE {where}" if where else ""
+    query = f"SELECT {start}{columns} FROM c {condition} ORDER BY {order} {window}"  # noqa: S608
+    everything = sorted(sessions.read_all_items(), key=lambda one: one["n"])
+
+    found = sessions.query_items(query, enable_cross_partition_query=True, max_item_count=size)
+
+    assert list(found) == Selection(parse(query), {}).rows({"": one} for one in everything)
+
+
+@pytest.mark.parametrize(
+    "query", ["SELECT VALUE c.n FROM c ORDER BY c.n", "SELECT VALUE c.n FROM c"]
+)
+def test_a_client_finds_everything_after_physical_partitions_were_split(
+    cosmos: RunningCosmos, container: ContainerProxy, query: str
+) -> None:
+    for number in range(60):
+        container.create_item({**item(number), "pk": f"p{number}"})
+    crossing = {"enable_cross_partition_query": True, "max_item_count": 4}
+    list(container.query_items(query, **crossing))
+
+    cosmos.split("tests", container.id, "1")
+    cosmos.split("tests", container.id, "3")
+    cosmos.split("tests", container.id, "5")
+
+    assert sorted(container.query_items(query, **crossing)) == list(range(60))
+    assert len(list(container.read_feed_ranges(force_refresh=True))) == 7
+    container.create_item(item(60))
+    assert container.read_item("i60", "p")["n"] == 60
 
 
 def test_results_without_an_order_come_from_all_physical_partitions(

@@ -57,6 +57,7 @@ class PhysicalPartition:
 
     id: str
     range: Range
+    parents: list[str] = field(default_factory=list)
     lsn: int = 1
     bucket: TokenBucket = field(default_factory=TokenBucket)
 
@@ -106,6 +107,7 @@ class Container:
             PhysicalPartition(str(index), bounds)
             for index, bounds in enumerate(split_evenly(physical_partitions))
         ]
+        self._physical_numbers = itertools.count(physical_partitions)
         self._partitions: dict[Key, LogicalPartition] = {}
         self._numbers = itertools.count(1)
         self._deadlines: list[tuple[int, Key, str, str]] = []
@@ -168,6 +170,26 @@ class Container:
     def physical_at(self, effective: str) -> PhysicalPartition:
         """The physical partition of a point of the ring."""
         return next(one for one in self.physical if effective in one.range)
+
+    def split(self, physical_id: str) -> None:
+        """Divide a physical partition in two, as the service does when one grows too large.
+
+        Raises:
+            ServiceError: 404 for a partition that is not there (any more).
+        """
+        old = next((one for one in self.physical if one.id == physical_id), None)
+        if old is None:
+            raise not_found()
+        parents = [*old.parents, old.id]
+        new = [
+            PhysicalPartition(str(next(self._physical_numbers)), bounds, parents, old.lsn)
+            for bounds in old.range.halves()
+        ]
+        place = self.physical.index(old)
+        self.physical[place : place + 1] = new
+        for partition in self._partitions.values():
+            if partition.physical is old:
+                partition.physical = self.physical_at(partition.effective)
 
     def partitions(self, scope: Range) -> Iterator[LogicalPartition]:
         """The logical partitions of a part of the ring."""

@@ -139,6 +139,12 @@ class Range(NamedTuple):
         """Whether both have a key in common."""
         return self.low < other.high and other.low < self.high
 
+    def halves(self) -> tuple["Range", "Range"]:
+        """Both parts of equal size."""
+        low, high = (int((bound or "0").ljust(8, "0")[:8], 16) for bound in self)
+        middle = f"{(low + min(high, 0x40000000)) // 2:08X}"
+        return Range(self.low, middle), Range(middle, self.high)
+
 
 EVERYTHING = Range(LOWEST, HIGHEST)
 

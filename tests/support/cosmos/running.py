@@ -76,6 +76,14 @@ class RunningCosmos:
         faults.check()
         self.server.faults = faults
 
+    def split(self, database: str, container: str, range_id: str) -> None:
+        """Divide a physical partition of a container in two."""
+
+        async def divide() -> None:
+            self.server.split(database, container, range_id)
+
+        asyncio.run_coroutine_threadsafe(divide(), self._loop).result(START_SECONDS)
+
     def statistics(self) -> dict[str, Any]:
         """Requests and request units so far."""
         return self.server.statistics()

@@ -343,7 +343,7 @@ class CosmosServer:
 
     def _ranges(self, request: Request) -> Reply:
         container = self._container(request)
-        etag = '"1"'
+        etag = f'"{max(int(one.id) for one in container.physical)}"'
         if request.headers.get("If-None-Match") == etag:
             return Reply(304, headers={"etag": etag})
         found = [_describe_range(container, one) for one in container.physical]
@@ -628,6 +628,10 @@ class CosmosServer:
             except (ValueError, TypeError) as error:
                 return web.json_response({"error": str(error)}, status=400)
             return web.json_response({})
+        if http.method == "POST" and what == "split":
+            given = orjson.loads(await http.content.read())
+            self.split(given["database"], given["container"], given["range"])
+            return web.json_response({})
         if http.method == "GET" and what == "statistics":
             return web.json_response(self.statistics())
         if http.method == "DELETE" and what == "statistics":
@@ -636,14 +640,18 @@ class CosmosServer:
             return web.json_response({})
         return web.json_response({"error": f"no such control: {http.method} {what}"}, status=404)
 
+    def split(self, database: str, container: str, range_id: str) -> None:
+        """Divide a physical partition of a container in two."""
+        self.account.container(database, container).split(range_id)
+
     def statistics(self) -> dict[str, Any]:
         """Requests by operation and status (0: the connection was cut), and their request units."""
         return {
             "requests": {
                 f"{operation} {status}": count
-                for (operation, status), count in sorted(self.counts.items())
+                for (operation, status), count in sorted(dict(self.counts).items())
             },
-            "request_units": {name: round(units, 2) for name, units in self.charges.items()},
+            "request_units": {name: round(units, 2) for name, units in dict(self.charges).items()},
         }
 
 
@@ -693,7 +701,7 @@ def _describe_range(container: Container, physical: PhysicalPartition) -> dict[s
         "_self": f"{container.self_link}pkranges/{physical.id}/",
         "throughputFraction": 1 / len(container.physical),
         "status": "online",
-        "parents": [],
+        "parents": physical.parents,
         "_ts": container.changed,
         "_lsn": physical.lsn,
     }
