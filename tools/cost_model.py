@@ -70,12 +70,14 @@ class Habits:
     """Values per document that are indexed, composite ones included."""
     compression: float = 8
     """Source bytes over archived bytes; 200 KB pieces reach 4 to 8."""
-    flush_seconds: float = 30
-    """A live batch leaves after so long."""
+    live_seconds: float = 30
+    """`FERRY_LIVE_SECONDS`: what was written leaves after so long."""
     batch_bytes: float = 200_000
-    """… or at this size, compressed."""
-    heartbeats: float = 48
-    """A day."""
+    """`FERRY_LIVE_KB`: … or when so much waits, compressed."""
+    running_hours: float = 10
+    """Hours a day in which the daemon runs."""
+    heartbeat_seconds: float = 300
+    """`FERRY_HEARTBEAT_SECONDS`"""
     merged: float = 1.2
     """Batches of one session that one invocation takes in together, and so with one head write."""
     invocation_messages: float = 4
@@ -125,6 +127,8 @@ class Load:
     """What a fleet does in a month."""
 
     messages: float
+    archived: float
+    """Messages that are archived: all but heartbeats."""
     documents: float
     request_units: float
     archived_bytes: float
@@ -134,11 +138,12 @@ def load(machines: float, habits: Habits) -> Load:
     """Count a month of a fleet."""
     machine_days = machines * habits.days
     archived = habits.lines * habits.line_bytes / habits.compression
-    by_time = habits.active_hours * 3600 / habits.flush_seconds * habits.streams
+    by_time = habits.active_hours * 3600 / habits.live_seconds * habits.streams
     by_size = archived / habits.batch_bytes
     # A batch holds at least one line.
     batches = min(max(by_time, by_size), habits.lines) + habits.sessions
-    messages = batches + habits.heartbeats
+    heartbeats = habits.running_hours * 3600 / habits.heartbeat_seconds
+    messages = batches + heartbeats
     head = request_units.read(HEAD_BYTES) + request_units.replace(HEAD_BYTES, 2)
     session = request_units.read(SESSION_BYTES) + request_units.replace(SESSION_BYTES, 18)
     document = request_units.create(int(habits.document_bytes), int(habits.indexed_values))
@@ -146,10 +151,11 @@ def load(machines: float, habits: Habits) -> Load:
     units = (
         habits.lines * document
         + batches / habits.merged * (head + session)
-        + habits.heartbeats * heartbeat
+        + heartbeats * heartbeat
     )
     return Load(
         messages=messages * machine_days,
+        archived=batches * machine_days,
         documents=habits.lines * machine_days,
         request_units=units * machine_days,
         archived_bytes=archived * machine_days,
@@ -195,7 +201,7 @@ def bill(machines: float, habits: Habits, prices: Prices) -> Bill:
             / 1e6
             * prices.function_million_executions
         ),
-        archive_writes=month.messages / 10_000 * writes,
+        archive_writes=month.archived / 10_000 * writes,
         archive_bytes=hot * prices.blob_hot_gb_month + cool * prices.blob_cool_gb_month,
         logs=max(0.0, month.messages * habits.log_bytes / GB - prices.log_free_gb) * prices.log_gb,
     )
@@ -205,16 +211,17 @@ def bill(machines: float, habits: Habits, prices: Prices) -> Bill:
 
 CHANGES: tuple[tuple[str, dict[str, float]], ...] = (
     ("as assumed", {}),
-    ("flush after 2 minutes", {"flush_seconds": 120}),
-    ("flush after 10 minutes", {"flush_seconds": 600}),
+    ("sent after 2 minutes", {"live_seconds": 120}),
+    ("sent after 10 minutes", {"live_seconds": 600}),
+    ("heartbeats every hour", {"heartbeat_seconds": 3600}),
     ("a quarter of the indexed values", {"indexed_values": 6}),
     ("512 MB instances", {"memory_gb": 0.5}),
     ("kept for 3 months", {"months": 3}),
     ("backup of 7 days", {"backup_days": 7}),
     ("archive cooled after a month", {"hot_months": 1}),
     (
-        "flush after 10 minutes, kept for 3 months, backup of 7 days",
-        {"flush_seconds": 600, "months": 3, "backup_days": 7},
+        "sent after 10 minutes, kept for 3 months, backup of 7 days",
+        {"live_seconds": 600, "months": 3, "backup_days": 7},
     ),
 )
 
@@ -272,12 +279,12 @@ def _load(habits: Habits, prices: Prices) -> Iterator[str]:
 
 
 def _cooling(habits: Habits, prices: Prices) -> Iterator[str]:
-    yield _row("flush after", "mean archive object", "cooling pays from")
+    yield _row("sent after", "mean archive object", "cooling pays from")
     yield "|---|--:|--:|"
     least = cooling_pays_from(habits, prices) / 1000
     for seconds in (30, 120, 600):
-        month = load(1, replace(habits, flush_seconds=seconds))
-        mean = month.archived_bytes / month.messages / 1000
+        month = load(1, replace(habits, live_seconds=seconds))
+        mean = month.archived_bytes / month.archived / 1000
         yield _row(f"{seconds} s", f"{mean:,.0f} KB", f"{least:,.0f} KB")
 
 

@@ -147,6 +147,8 @@ resource metrics 'Microsoft.Insights/metricAlerts@2018-03-01' = [for alert in me
           operator: 'GreaterThan'
           threshold: alert.threshold
           timeAggregation: alert.aggregation
+          // A metric that nothing has reported yet is not known to a new resource.
+          skipMetricValidation: true
           dimensions: [
             {
               name: alert.dimension
@@ -172,6 +174,7 @@ resource logs 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = [for alert i
     severity: alert.severity
     enabled: true
     autoMitigate: true
+    skipQueryValidation: true
     scopes: [insightsId]
     evaluationFrequency: alert.frequency
     windowSize: alert.window
@@ -206,6 +209,7 @@ resource unwatched 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = {
     severity: 1
     enabled: true
     autoMitigate: true
+    skipQueryValidation: true
     scopes: [insightsId]
     evaluationFrequency: 'PT15M'
     windowSize: 'PT30M'

@@ -27,15 +27,21 @@ from sessionferry.watching import (
     watch_store,
 )
 from support.broker import RunningBroker
+from support.cosmos_stores import cosmos_server, cosmos_url
 from support.strategies import batch
 
 LAST_LINE = datetime(2026, 7, 1, 12, tzinfo=UTC)
 QUEUE = {"name": "sessions", "lockDuration": "PT1M"}
 
 
-@pytest.fixture
-async def store() -> AsyncIterator[Store]:
-    async with await open_store("sqlite://") as opened:
+__all__ = ["cosmos_server", "cosmos_url"]
+
+
+@pytest.fixture(params=["sqlite", "cosmos"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    is_sqlite = request.param == "sqlite"
+    url = "sqlite://" if is_sqlite else request.getfixturevalue("cosmos_url")
+    async with await open_store(url) as opened:
         yield opened
 
 

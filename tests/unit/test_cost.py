@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from sessionferry.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,9 +41,16 @@ def test_the_settings_that_the_page_names_exist() -> None:
         assert f"${{FERRY_{name}=" in parameters
 
 
+def test_a_machine_is_set_up_as_it_is_by_default() -> None:
+    fields = Settings.model_fields
+    assert fields["live_seconds"].default == HABITS.live_seconds
+    assert fields["live_kb"].default * 1000 == HABITS.batch_bytes
+    assert fields["heartbeat_seconds"].default == HABITS.heartbeat_seconds
+
+
 def test_a_months_load_is_counted_as_stated() -> None:
     habits = replace(
-        HABITS, days=1, active_hours=1, streams=1, sessions=0, heartbeats=0, flush_seconds=60
+        HABITS, days=1, active_hours=1, streams=1, sessions=0, running_hours=0, live_seconds=60
     )
     month = model.load(2, habits)
     assert month.messages == 2 * 60
@@ -50,9 +59,9 @@ def test_a_months_load_is_counted_as_stated() -> None:
 
 
 def test_no_batch_is_without_lines_and_none_is_larger_than_allowed() -> None:
-    eager = model.load(1, replace(HABITS, days=1, flush_seconds=0.001, sessions=0, heartbeats=0))
+    eager = model.load(1, replace(HABITS, days=1, live_seconds=0.001, sessions=0, running_hours=0))
     assert eager.messages == HABITS.lines
-    lazy = model.load(1, replace(HABITS, days=1, flush_seconds=1e9, sessions=0, heartbeats=0))
+    lazy = model.load(1, replace(HABITS, days=1, live_seconds=1e9, sessions=0, running_hours=0))
     assert lazy.messages == pytest.approx(lazy.archived_bytes / HABITS.batch_bytes)
 
 
@@ -78,7 +87,7 @@ def test_more_machines_never_cost_less(field: str) -> None:
 
 def test_the_archive_is_not_cooled_by_default_because_its_objects_are_small() -> None:
     month = model.load(1, HABITS)
-    mean = month.archived_bytes / month.messages
+    mean = month.archived_bytes / month.archived
     assert mean < model.cooling_pays_from(HABITS, PRICES)
     hot, cool = (model.bill(1000, replace(HABITS, hot_months=m), PRICES).total for m in (12, 1))
     assert hot < cool
