@@ -17,7 +17,7 @@ help:
 	@echo "make chaos   a hundred kills while a fleet is shipped"
 	@echo "make functions-runtime  the function app in Microsoft's own worker (Python 3.13)"
 	@echo "make fuzz    millions of mutated inputs"
-	@echo "make faults  10,000 messages through a Cosmos DB that throttles and cuts"
+	@echo "make faults  10,000 messages through a Cosmos DB that throttles and cuts; e2e on it"
 	@echo "make bench   measure; writes build/bench.json"
 	@echo "make containers  render the Cosmos DB containers for infra/"
 	@echo "make costs   write docs/cost.md anew"
@@ -56,6 +56,7 @@ chaos: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m pytest -m slow tests/integration/test_cosmos_faults.py
+	FERRY_TEST_STORE=cosmos $(BIN)/python -m pytest tests/e2e/test_ferry.py
 
 # Microsoft's worker library runs the app here as it does on the platform; it needs Python 3.13.
 functions-runtime: $(READY)

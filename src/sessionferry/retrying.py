@@ -7,7 +7,8 @@ requests. Those inside never go on after those around them have to end.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -44,6 +45,16 @@ class _WaitAsTold(wait_base):
         return retry_after(error, backoff) + backoff / 10
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Let every retry in here end after so many seconds, if not earlier."""
+    token = _ends_at.set(min(time.monotonic() + seconds, _ends_at.get()))
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
 async def retry(
     work: Callable[[], Awaitable[Result]],
     *,
@@ -55,10 +66,9 @@ async def retry(
 
     What waiting would carry past the end is given up at once.
     """
-    end = min(time.monotonic() + max(seconds, 0), _ends_at.get())
 
     def is_over(state: RetryCallState) -> bool:
-        return time.monotonic() + state.upcoming_sleep >= end
+        return time.monotonic() + state.upcoming_sleep >= _ends_at.get()
 
     attempts = AsyncRetrying(
         retry=retry_if_exception(_may_pass),
@@ -78,11 +88,8 @@ async def retry(
                 raise asyncio.CancelledError from None
             raise
 
-    token = _ends_at.set(end)
-    try:
+    with within(max(seconds, 0)):
         return await attempts(attempt)
-    finally:
-        _ends_at.reset(token)
 
 
 def _may_pass(error: BaseException) -> bool:

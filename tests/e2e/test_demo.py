@@ -45,3 +45,10 @@ def test_the_demo_shows_the_ledger_and_what_to_do_next(alone: Ferry, tmp_path: P
     for _, *arguments in steps:  # they work although the stack has stopped
         given = [part if part[-5:] != "/back" else str(tmp_path / "back") for part in arguments]
         assert alone.run(*given).stdout
+
+
+def test_the_demo_balances_in_cosmos_db(cosmos: str, tmp_path: Path) -> None:
+    alone = Ferry(tmp_path / "home", environment={"TMPDIR": str(tmp_path), "FERRY_STORE": cosmos})
+    result = alone.run("demo", "--megabytes", 4, "--json").json
+    assert result["balanced"] is True
+    assert result["wrong"] == []

@@ -310,7 +310,7 @@ def test_any_json_lines_file_can_be_shipped(ferry: Ferry, tmp_path: Path) -> Non
     assert (sum_of(findings, "stored"), sum_of(findings, "quarantined")) == (3, 2)
     name = f"{ferry.environment['FERRY_USER_ID']}-a"
     files = exported(ferry, name, tmp_path / "back")
-    assert files == {"transcript.jsonl": b'{"n": 1}\n{"n": 2}\n'}
+    assert files == {f"{name}.jsonl": b'{"n": 1}\n{"n": 2}\n'}
 
 
 def test_a_batch_made_with_a_shell_is_stored(stack: RunningStack, ferry: Ferry) -> None:

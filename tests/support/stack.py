@@ -124,8 +124,15 @@ class Ferry:
 class RunningStack:
     """`with RunningStack(folder) as stack: stack.ferry("mara").run("sessions")`."""
 
-    def __init__(self, folder: Path, *, lock: str = QUEUE_OPTIONS["lockDuration"]) -> None:
-        self.owner = Ferry(folder, user=None)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lock: str = QUEUE_OPTIONS["lockDuration"],
+        store: str | None = None,
+    ) -> None:
+        named = {"FERRY_STORE": store} if store else {}
+        self.owner = Ferry(folder, user=None, environment=named)
         self.data = self.owner.data
         self.process: subprocess.Popen[bytes] | None = None
         self._pids: set[int] = set()

@@ -6,6 +6,18 @@ import sys
 import typer
 
 from sessionferry import __version__
+from sessionferry.cli import (
+    agent,
+    demo,
+    dlq,
+    doctor,
+    local,
+    quarantine,
+    reading,
+    ship,
+    simulate,
+    status,
+)
 from sessionferry.cli.lazy import STYLE, Command, LazyGroup
 from sessionferry.errors import FerryError, UserError
 
@@ -60,6 +72,20 @@ app = typer.Typer(
     help="Carries AI-agent sessions into a store that dashboards read, and counts every line.",
     **STYLE,
 )
+app.command("demo")(demo.demo)
+app.command("local")(local.local)
+app.command("simulate")(simulate.simulate)
+app.command("ship")(ship.ship)
+app.command("status")(status.status)
+app.add_typer(agent.app)
+app.command("sessions")(reading.sessions)
+app.command("show")(reading.show)
+app.command("export")(reading.export)
+app.command("verify")(reading.verify)
+app.command("doctor")(doctor.doctor)
+app.command("migrate")(local.migrate)
+app.add_typer(dlq.app)
+app.add_typer(quarantine.app)
 
 
 def _version(wanted: bool) -> None:

@@ -5,6 +5,7 @@ requests under way. What stays with the client is going to another region of the
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -43,6 +44,7 @@ class Account:
         self.pace = Pace()
         self.requests = 0
         self.charge = 0.0
+        self.last_date: tuple[str, float] | None = None
         self._users = 0
         self._stack = AsyncExitStack()
         self._ready: asyncio.Task[None] | None = None
@@ -58,7 +60,7 @@ class Account:
         account = _open.get(place)
         if account is None:
             account = _open[place] = cls(access)
-            account._ready = asyncio.ensure_future(account._connect())
+            account._ready = asyncio.ensure_future(account.connect())
         account._users += 1
         try:
             # Shielded: whoever gives up waiting does not take the connection from the others.
@@ -77,7 +79,7 @@ class Account:
         if self._ready is not None and not self._ready.done():
             self._ready.cancel()
             await asyncio.wait([self._ready])
-        await self._stack.aclose()
+        await self.disconnect()
 
     def container(self, name: str) -> ContainerProxy:
         """Return a container's client."""
@@ -118,7 +120,8 @@ class Account:
 
     # ------------------------------------------------------------ connecting
 
-    async def _connect(self) -> None:
+    async def connect(self, *, check: bool = True) -> None:
+        """Connect this one; raises `UserError` when it cannot be used, checked or not."""
         client = await self._new_client()
         self._stack.push_async_callback(client.close)
         try:
@@ -126,9 +129,14 @@ class Account:
             self._client = client
             if self.access.creates:
                 await self._create(client)
-            await self.check()
+            if check:
+                await self.check()
         except Refusal as refusal:
             raise UserError(f"{self.access.shown} cannot be opened: {refusal}") from refusal
+
+    async def disconnect(self) -> None:
+        """Release the connections."""
+        await self._stack.aclose()
 
     async def _new_client(self) -> CosmosClient:
         access = self.access
@@ -165,7 +173,10 @@ class Account:
 
     def _count(self, response: Any) -> None:
         self.requests += 1
-        charged = response.http_response.headers.get("x-ms-request-charge")
+        headers = response.http_response.headers
+        if "Date" in headers:
+            self.last_date = (headers["Date"], time.time())
+        charged = headers.get("x-ms-request-charge")
         try:
             charge = float(charged or 0)
         except ValueError:

@@ -1,0 +1,39 @@
+"""`ferry doctor`: is everything set up, and what is to be done where it is not?"""
+
+import asyncio
+from pathlib import Path
+
+import typer
+
+from sessionferry.cli.output import DataOption, JsonOption, print_json, settings
+from sessionferry.doctor import Check, Finding, Verdict, examine
+from sessionferry.doctor.stores import check_store
+from sessionferry.settings import Settings
+
+CHECKS: tuple[Check, ...] = (check_store,)
+_MARKS = {Verdict.OK: "ok", Verdict.WARNING: "warning", Verdict.WRONG: "WRONG"}
+
+
+def doctor(data: Path | None = DataOption, as_json: bool = JsonOption) -> None:
+    """Check what this machine is set up to use, and say how to mend what is wrong.
+
+    Exit code 1 if something is wrong; warnings alone leave it 0.
+
+    Example: ferry doctor
+    """
+    findings = asyncio.run(_examined(settings(data), shown=not as_json))
+    if as_json:
+        print_json([finding.as_json() for finding in findings])
+    if any(finding.verdict is Verdict.WRONG for finding in findings):
+        raise typer.Exit(1)
+
+
+async def _examined(chosen: Settings, *, shown: bool) -> list[Finding]:
+    findings = []
+    async for finding in examine(chosen, CHECKS):
+        findings.append(finding)
+        if shown:
+            typer.echo(f"{_MARKS[finding.verdict]:<9}{finding.subject}: {finding.said}")
+            if finding.fix:
+                typer.echo(f"{'':<9}{finding.fix}")
+    return findings
