@@ -20,7 +20,7 @@ from sessionferry.store.opening import open_store
 
 _T = TypeVar("_T")
 
-CLOCK_SECONDS = 5.0
+SKEW_SECONDS = 5.0
 """Seconds that clocks may differ before locks and times of the fleet are off."""
 _PATIENCE = 4.0
 """Seconds that one request is tried: a person waits."""
@@ -97,9 +97,9 @@ def _clock(account: Account) -> Finding:
     told, at = account.last_date
     skew = at - parsedate_to_datetime(told).timestamp()
     # The header has whole seconds, and travels.
-    if abs(skew) <= CLOCK_SECONDS:
+    if abs(skew) <= SKEW_SECONDS:
         return ok(
-            "clock", f"This machine's clock is within {CLOCK_SECONDS:.0f} s of the account's."
+            "clock", f"This machine's clock is within {SKEW_SECONDS:.0f} s of the account's."
         )
     ahead = "ahead of" if skew > 0 else "behind"
     said = f"This machine's clock is {abs(skew):.0f} s {ahead} the account's."
