@@ -6,18 +6,6 @@ import sys
 import typer
 
 from sessionferry import __version__
-from sessionferry.cli import (
-    agent,
-    demo,
-    dlq,
-    doctor,
-    local,
-    quarantine,
-    reading,
-    ship,
-    simulate,
-    status,
-)
 from sessionferry.cli.lazy import STYLE, Command, LazyGroup
 from sessionferry.errors import FerryError, UserError
 
@@ -50,6 +38,10 @@ COMMANDS = {
         "reading:verify",
         "Compare source files with what is stored: by count and digest, or byte by byte.",
     ),
+    "doctor": Command(
+        "doctor:doctor",
+        "Check what this machine is set up to use, and say how to mend what is wrong.",
+    ),
     "migrate": Command(
         "local:migrate", "Bring the schema of an existing store up to this version."
     ),
@@ -72,20 +64,6 @@ app = typer.Typer(
     help="Carries AI-agent sessions into a store that dashboards read, and counts every line.",
     **STYLE,
 )
-app.command("demo")(demo.demo)
-app.command("local")(local.local)
-app.command("simulate")(simulate.simulate)
-app.command("ship")(ship.ship)
-app.command("status")(status.status)
-app.add_typer(agent.app)
-app.command("sessions")(reading.sessions)
-app.command("show")(reading.show)
-app.command("export")(reading.export)
-app.command("verify")(reading.verify)
-app.command("doctor")(doctor.doctor)
-app.command("migrate")(local.migrate)
-app.add_typer(dlq.app)
-app.add_typer(quarantine.app)
 
 
 def _version(wanted: bool) -> None:

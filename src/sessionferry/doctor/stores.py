@@ -98,9 +98,7 @@ def _clock(account: Account) -> Finding:
     skew = at - parsedate_to_datetime(told).timestamp()
     # The header has whole seconds, and travels.
     if abs(skew) <= SKEW_SECONDS:
-        return ok(
-            "clock", f"This machine's clock is within {SKEW_SECONDS:.0f} s of the account's."
-        )
+        return ok("clock", f"This machine's clock is within {SKEW_SECONDS:.0f} s of the account's.")
     ahead = "ahead of" if skew > 0 else "behind"
     said = f"This machine's clock is {abs(skew):.0f} s {ahead} the account's."
     return wrong("clock", said, "Synchronise it (NTP): a key is refused from 15 minutes on.")
