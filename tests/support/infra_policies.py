@@ -302,6 +302,23 @@ def names_and_tags(deployment: Deployment) -> Iterator[str]:
         yield f"{twice} is deployed twice"
 
 
+def references(deployment: Deployment) -> Iterator[str]:
+    """Whatever is referred to is deployed: scopes of rights, targets, parents."""
+    ids = {resource.id for resource in deployment.resources}
+    group = deployment.one("Microsoft.Resources/resourceGroups").id
+    for resource in deployment.resources:
+        named = set(
+            re.findall(rf"{re.escape(group)}/providers/[\w./-]+", json.dumps(resource.body))
+        )
+        parent, _, _ = resource.id.rpartition("/providers/")
+        if parent not in {group, SUBSCRIPTION, ""}:
+            named.add(parent)
+        for name in sorted(named):
+            whole = re.sub(r"/(subnets|dbs|sqlRoleDefinitions)/[^/]+$", "", name)
+            if whole not in ids:
+                yield f"{resource.symbol} refers to {name}, which is not deployed"
+
+
 def azd(deployment: Deployment, sources: Sources) -> Iterator[str]:
     """The contract with azd: services by tag, parameters by variable, outputs by name."""
     project = yaml.safe_load(sources.text(ROOT / "azure.yaml"))
@@ -318,6 +335,9 @@ def azd(deployment: Deployment, sources: Sources) -> Iterator[str]:
     for name in ("AZURE_LOCATION", "AZURE_TENANT_ID", "AZURE_RESOURCE_GROUP"):
         if not deployment.outputs.get(name):
             yield f"there is no output {name}"
+    for name, value in deployment.outputs.items():
+        if re.search(r"key|secret|connectionstring", str(value), re.IGNORECASE):
+            yield f"the output {name} may hold a secret"
     settings = _app_settings(deployment)
     for name in ("FERRY_QUEUE", "FERRY_STORE", "FERRY_ARCHIVE", "FERRY_INBOX", _NAMESPACE):
         if str(deployment.outputs.get(name)) != str(settings.get(name)):
@@ -481,6 +501,7 @@ POLICIES: Mapping[str, Policy] = {
     "networks": lambda deployment, chosen, _sources: networks(deployment, chosen),
     "roles": lambda deployment, chosen, _sources: roles(deployment, chosen),
     "names and tags": lambda deployment, _chosen, _sources: names_and_tags(deployment),
+    "references": lambda deployment, _chosen, _sources: references(deployment),
     "azd": lambda deployment, _chosen, sources: azd(deployment, sources),
     "settings": lambda deployment, _chosen, _sources: settings(deployment),
     "queue": lambda deployment, _chosen, sources: queue(deployment, sources),

@@ -23,7 +23,7 @@ from sessionferry.settings import DEFAULT_QUEUE, Settings
 from sessionferry.store.cosmos.access import access
 from support.azure_types import load_table, problems
 from support.bicep import BicepError, Deployment, Resource, Sources, deploy
-from support.infra_policies import POLICIES, QUEUES, ROOT, findings, shape
+from support.infra_policies import PARAMETERS, POLICIES, QUEUES, ROOT, findings, shape
 from support.scenarios import INFRA, MAIN, SCENARIOS, deployed
 
 MODULES = INFRA / "modules"
@@ -40,6 +40,19 @@ def everything() -> Mapping[str, Deployment]:
 
 def test_everything_declared_is_used_and_the_parameters_file_is_the_templates() -> None:
     assert list(shape(Sources())) == []
+
+
+def test_every_choice_is_described_with_its_default() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `FERRY_")]
+    described = {
+        name: row[1].strip("`").replace("none", "")
+        for row in rows
+        for name in re.findall(r"`(FERRY_\w+)`", row[0])
+    }
+    given = json.loads(PARAMETERS.read_text(encoding="utf-8"))["parameters"].values()
+    offered = dict(re.findall(r"\$\{(FERRY_\w+)=(.*?)\}", " ".join(one["value"] for one in given)))
+    assert described == offered
 
 
 def test_every_module_is_deployed_by_some_choice(everything: Mapping[str, Deployment]) -> None:
