@@ -123,6 +123,16 @@ class Archive:
         self._durable.add(path.parent)
 
 
+class NoArchive(Archive):
+    """Stands for no archive: what is put is gone, and nothing is ever there."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Keep nothing."""
+
+
 def batch_key(header: Header, batch_id: str) -> str:
     """Return where a decoded batch is archived."""
     folder = session_folder(header.key)
@@ -137,6 +147,17 @@ def batch_key(header: Header, batch_id: str) -> str:
 def stream_folder(key: SessionKey, stream: Stream | None, generation: int) -> str:
     """Return the folder of one stream's batches of one generation."""
     return f"{session_folder(key)}/{stream}/{generation:016d}/lines"
+
+
+def unplaced_folder(key: SessionKey, stream: Stream, generation: int) -> str:
+    """Return the folder of one stream's lines that came without their place in a file."""
+    return f"{session_folder(key)}/{stream}/{generation:016d}/unplaced"
+
+
+def unplaced_key(header: Header, stream: Stream, batch_id: str) -> str:
+    """Return where such lines are archived: in order of their sequence, then their revision."""
+    folder = unplaced_folder(header.key, stream, header.generation)
+    return f"{folder}/{header.start_sequence:010d}-{header.revision:020d}-{batch_id[:32]}"
 
 
 def inbox_key(header: Header, claim_sha256: str) -> str:
@@ -156,6 +177,8 @@ async def hydrate(archive: Archive, document: dict[str, object]) -> bytes:
     that carry no reference raise `PermanentError`: their own fields are complete.
     """
     reference = document.get("payload_ref")
+    if not isinstance(reference, dict) and document.get("data_truncated"):
+        raise ArchiveMismatch("There was no archive when this was stored; its payload is gone.")
     if not isinstance(reference, dict):
         raise PermanentError("The document is complete; it refers to no archived bytes.")
     key = str(reference["archive_key"])

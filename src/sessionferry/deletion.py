@@ -4,7 +4,7 @@ A deleted session keeps a tombstone in its head, which late messages, replays an
 pass. Deletes come through this module in process, never from a fleet's queue.
 """
 
-from sessionferry import head_store, heads, projection
+from sessionferry import counting, head_store, heads, projection
 from sessionferry.archive import Archive
 from sessionferry.batch import utc_now
 from sessionferry.errors import UserError
@@ -23,6 +23,7 @@ async def delete_session(store: Store, archive: Archive, key: SessionKey) -> Hea
     head = await head_store.sweep(store, head)
     await store.clear_quarantine(key.partition_key)
     await archive.delete_folder(session_folder(key))
+    await counting.recover(store, archive, head, utc_now())
     head = await head_store.change_head(store, key, lambda head: _finished(head, is_finished=True))
     await projection.project(store, archive, head, "")
     return head
@@ -39,6 +40,12 @@ async def undelete_session(store: Store, archive: Archive, key: SessionKey) -> H
             raise UserError(f"Session {key.session_id} is not deleted.")
         if not head.tombstone.finished:
             raise UserError("The deletion has not finished yet; delete again, then undelete.")
+        if head.dirty:
+            until = max(mark.until for mark in head.dirty)
+            raise UserError(
+                f"Somebody was still writing when it was deleted; after {until} delete again, then"
+                " undelete."
+            )
         return head.model_copy(update={"tombstone": None})
 
     head = await head_store.change_head(store, key, lift)

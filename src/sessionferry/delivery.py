@@ -216,8 +216,9 @@ def possible_entries(batch: Batch) -> list[Entry]:
     """Name every quarantine entry that a delivery of this batch can make."""
     header = batch.header
     return [
-        Entry(sequence, quarantine.line_entry_id(header, sequence, sha256))
+        Entry(sequence, quarantine.line_entry_id(header, sequence, sha256, is_conflict=is_conflict))
         for sequence, sha256 in enumerate(batch.line_hashes, header.start_sequence)
+        for is_conflict in (False, True)
     ]
 
 

@@ -32,6 +32,13 @@ OUR_KEYS = frozenset(
         *PER_DELIVERY_KEYS,
     }
 )
+DOCUMENTED_KEYS = frozenset(
+    {
+        *("id", "partition_key", "user_id", "host_id", "project_slug", "session_id"),
+        *("sequence", "_type", "synced_at"),
+    }
+)
+"""Those of our keys that every document of amplifier-session-storage has."""
 RESERVED = OUR_KEYS | COSMOS_KEYS
 
 
@@ -245,7 +252,7 @@ class DocumentBuilder:
         }
         if facts.repaired:
             ours["repaired"] = True
-        if facts.repaired or facts.truncated:
+        if (facts.repaired or facts.truncated) and self.archive_key:
             ours["payload_ref"] = payload_ref(
                 self.archive_key, position.offset, facts.size, facts.sha256
             )
@@ -307,7 +314,7 @@ def _stream(document: dict[str, Any]) -> Stream:
 
 
 def _stays(key: str, value: object, ours: dict[str, Any]) -> bool:
-    if key in COSMOS_KEYS or key in PER_DELIVERY_KEYS or key not in ours:
+    if key in PER_DELIVERY_KEYS or key not in DOCUMENTED_KEYS:
         return False
     return type(value) is type(ours[key]) and value == ours[key]
 

@@ -1,7 +1,8 @@
 """Giving a session back as the files it came from, byte for byte.
 
 A stream is put together from its archived batches by offset. Where batches that claim the same
-bytes disagree (a conflict), the stored documents decide, line by line.
+bytes disagree (a conflict), or lines came without their place in a file, the stored documents
+decide, line by line.
 """
 
 import asyncio
@@ -11,12 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sessionferry.archive import Archive, stream_folder
+from sessionferry.archive import Archive, stream_folder, unplaced_folder
 from sessionferry.batch import Batch, Header, Limits, decode, lines_of
 from sessionferry.errors import ArchiveMismatch, BadBatch
 from sessionferry.heads import Head
 from sessionferry.identity import STREAMS, Stream
 from sessionferry.store import Store
+from sessionferry.store.pages import all_lines
 
 # Nothing that leads elsewhere, hides, or is refused by some file system.
 _NAME = re.compile(r"""(?![. ])[^/\\:*?"<>|\x00-\x1f\x7f]{1,200}(?<![. ])""")
@@ -73,7 +75,7 @@ async def file_bytes(
 ) -> AsyncIterator[bytes]:
     """Yield a stream's bytes in order, one batch in memory at a time."""
     state = head.stream(stream)
-    if state.conflicts:
+    if state.conflicts or state.unplaced:
         source = _by_documents(store, archive, head, stream)
     else:
         source = _by_offset(archive, head, stream)
@@ -101,6 +103,12 @@ async def archived_pieces(archive: Archive, head: Head, stream: Stream) -> list[
     return sorted(found, key=lambda piece: (piece.offset, -piece.length, piece.key))
 
 
+async def unplaced_keys(archive: Archive, head: Head, stream: Stream) -> list[str]:
+    """List the batches that came without their place in a file, in order of their sequence."""
+    folder = unplaced_folder(head.key, stream, head.stream(stream).generation)
+    return sorted([item.key async for item in archive.objects(folder)])
+
+
 async def _by_offset(archive: Archive, head: Head, stream: Stream) -> AsyncIterator[bytes]:
     position = 0
     for piece in await archived_pieces(archive, head, stream):
@@ -121,22 +129,25 @@ async def _by_documents(
 ) -> AsyncIterator[bytes]:
     """Yield each sequence's stored line, from whichever batch holds it."""
     state = head.stream(stream)
-    pieces = await archived_pieces(archive, head, stream)
+    places = [piece.key for piece in await archived_pieces(archive, head, stream)]
+    places += await unplaced_keys(archive, head, stream)
+    stored = {
+        document["sequence"]: document["line_sha256"]
+        async for document in all_lines(store, head.key, stream, state.generation)
+    }
     sequence, before = 0, -1
     expected = (state.stored | state.quarantined).last + 1
     # The disagreeing batches need not be in the order of their lines: pass until all are found.
     while before < sequence < expected:
         before = sequence
-        for piece in pieces:
-            batch = await read_batch(archive, piece.key)
+        for key in places:
+            batch = await read_batch(archive, key)
             first = batch.header.start_sequence
             for number, (_, line) in enumerate(lines_of(batch.payload), first):
                 if number != sequence:
                     continue
-                if number in state.stored:
-                    document = await store.read_line(head.key, stream, state.generation, number)
-                    if document is None or document["line_sha256"] != _sha256(line):
-                        continue
+                if number in state.stored and stored.get(number) != _sha256(line):
+                    continue
                 yield line + b"\n"
                 sequence += 1
     if sequence < expected:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from sessionferry.errors import ItemChanged
@@ -35,10 +35,21 @@ async def change_head(store: Store, key: SessionKey, change: Callable[[Head], He
     The head is written even when the change makes no difference: only a conditional write proves
     that the head that was read was the newest (R7).
     """
+
+    async def compute(head: Head) -> Head:
+        return change(head)
+
+    return await recompute_head(store, key, compute)
+
+
+async def recompute_head(
+    store: Store, key: SessionKey, compute: Callable[[Head], Awaitable[Head]]
+) -> Head:
+    """Like `change_head`, for a change that reads or clears away what depends on the head."""
     attempt = 0
     while True:
         head, etag = await read_head(store, key)
-        changed = change(head).model_copy(update={"head_version": head.head_version + 1})
+        changed = (await compute(head)).model_copy(update={"head_version": head.head_version + 1})
         try:
             await store.write_item("heads", changed.to_document(), etag)
         except ItemChanged:

@@ -8,7 +8,7 @@ sets: sums grow only when a sequence *becomes* stored (R2), never when it is mer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 
 from sessionferry.coverage import Coverage, Range
 from sessionferry.documents import Facts
+from sessionferry.errors import TransientError
 from sessionferry.formats.meaning import COST_SCALE, Usage, cost, cost_text
 from sessionferry.identity import SessionKey, Stream
 
@@ -89,6 +90,9 @@ class StreamHead(_Model):
     about: dict[str, Stated] = Field(default_factory=dict)
     format: str | None = None
     last_tail: Tail | None = None
+    unplaced: bool = Field(
+        default=False, description="Lines came without their place in a file: export goes by line."
+    )
     superseded: dict[int, Coverage] = Field(default_factory=dict)
 
     @field_validator("usage", mode="before")
@@ -126,6 +130,10 @@ class StreamHead(_Model):
 
 
 _EMPTY = StreamHead()
+_COUNTED = (
+    *("stored", "quarantined", "pruned", "line_bytes", "truncated", "repaired", "first_time"),
+    *("last_time", "usage", "cost_usd", "digest", "lifecycle", "about"),
+)
 
 
 class Metadata(_Model):
@@ -159,6 +167,20 @@ class Tombstone(_Model):
     finished: bool = Field(default=False, description="Nothing is left to be removed.")
 
 
+class Mark(_Model):
+    """Lines that somebody is writing: until that ends the head may not count what is stored.
+
+    After `until` the writer writes no more; whoever finds the mark then counts in his place.
+    """
+
+    id: str
+    stream: Stream
+    generation: int
+    lines: Coverage
+    until: str
+    replaces: bool = Field(default=False, description="Stored lines may have changed: count anew.")
+
+
 class Head(_Model):
     """Coverage, sums and state of one session in one project."""
 
@@ -169,6 +191,7 @@ class Head(_Model):
     streams: dict[Stream, StreamHead] = Field(default_factory=dict)
     metadata: Metadata | None = None
     garbage: tuple[Garbage, ...] = ()
+    dirty: tuple[Mark, ...] = ()
     tombstone: Tombstone | None = None
     deletions: int = Field(default=0, description="How often it was deleted, undeleted or not.")
 
@@ -210,6 +233,7 @@ class Delivery(NamedTuple):
     extent: Range | None = None
     tail: Tail | None = None
     format: str | None = None
+    unplaced: bool = False
 
 
 def merge(head: Head, deliveries: Iterable[Delivery], metadata: Iterable[Metadata] = ()) -> Head:
@@ -222,6 +246,13 @@ def merge(head: Head, deliveries: Iterable[Delivery], metadata: Iterable[Metadat
         if head.metadata is None or candidate.rank > head.metadata.rank:
             head = head.model_copy(update={"metadata": candidate})
     return head
+
+
+def is_ruled_out(head: Head, written: Mark) -> bool:
+    """Whether the head says that none of a mark's lines has a document."""
+    return (
+        head.tombstone is not None or written.generation != head.stream(written.stream).generation
+    )
 
 
 def must_not_exist(head: Head, stream: Stream, generation: int, sequence: int) -> bool:
@@ -247,14 +278,45 @@ def delete(head: Head, deleted_at: str) -> Head:
             "tombstone": Tombstone(deleted_at=deleted_at),
             "deletions": head.deletions + 1,
             "garbage": garbage,
+            "dirty": head.dirty,
         }
     )
 
 
+def mark(head: Head, wanted: Mark) -> Head:
+    """Mark lines as being written; a mark of the same id is renewed."""
+    return head.model_copy(update={"dirty": (*unmark(head, [wanted.id]).dirty, wanted)})
+
+
+def unmark(head: Head, ids: Collection[str]) -> Head:
+    """Take marks off: what they stand for is counted, or removed."""
+    left = tuple(known for known in head.dirty if known.id not in ids)
+    return head.model_copy(update={"dirty": left})
+
+
+def restate(head: Head, stream: Stream, deliveries: Iterable[Delivery]) -> Head:
+    """Count a stream anew: what is stored, and every sum of it, is what these deliveries say.
+
+    What does not follow from documents stays: extent, conflicts, tail, superseded lines.
+    """
+    state = head.stream(stream)
+    counted = state.model_copy(update={name: getattr(_EMPTY, name) for name in _COUNTED})
+    for delivery in deliveries:
+        counted = _add(counted, delivery)
+    refused = (state.quarantined | counted.quarantined) - counted.stored
+    update = {"quarantined": refused, "pruned": state.pruned & counted.stored}
+    return _with_stream(head, stream, counted.model_copy(update=update))
+
+
 def prune(head: Head, stream: Stream, sequences: Coverage) -> Head:
-    """Mark stored lines as pruned: their documents go, their counts stay."""
+    """Mark stored lines as pruned: their documents go, their counts stay.
+
+    Raises `TransientError` while lines of the stream are replaced: they are counted anew then.
+    """
     if head.tombstone is not None:
         return head
+    if any(known.stream == stream and known.replaces for known in head.dirty):
+        raise TransientError("Lines of this stream are being replaced; prune it later.")
     state = head.stream(stream)
     pruned = state.pruned | (sequences & state.stored)
     return _with_stream(head, stream, state.model_copy(update={"pruned": pruned}))
@@ -374,6 +436,7 @@ def _add(state: StreamHead, delivery: Delivery) -> StreamHead:
     changes["last_tail"] = _later_tail(state.last_tail, delivery.tail)
     # One file has one format; should deliveries differ, their order must not show.
     changes["format"] = max([*_present(state.format), *_present(delivery.format)], default=None)
+    changes["unplaced"] = state.unplaced or delivery.unplaced
     return state.model_copy(update=changes)
 
 

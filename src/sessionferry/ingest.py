@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from sessionferry import head_store, hosts, projection, quarantine, telemetry
+from sessionferry import counting, head_store, hosts, projection, quarantine, telemetry
 from sessionferry.archive import Archive, batch_key, inbox_key, unattributed_key
 from sessionferry.batch import (
     Batch,
@@ -374,8 +374,15 @@ class Ingest:
             await self._confirm_deleted(key)
         elif head.garbage:
             head = await self._retry(lambda: head_store.sweep(self.store, head))
+        if head.dirty and head.tombstone is None:
+            head = await self._retry(lambda: self._recover(head))
         host_id = session.handled[-1].header.host_id if session.handled else ""
         await self._retry(lambda: projection.project(self.store, self.archive, head, host_id))
+
+    async def _recover(self, head: Head) -> Head:
+        """Go on where a writer of the storage API died."""
+        now = counting.moment(self._clock())
+        return await counting.recover(self.store, self.archive, head, now)
 
     async def _repair(self, head: Head, before: Head, session: Work, handled: Handled) -> None:
         """Delete what this delivery may have written although the head says it must not exist."""

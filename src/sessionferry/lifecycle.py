@@ -4,11 +4,13 @@ Completion is `orchestrator:complete`: `session:end` is missing from many sessio
 times in others, and is therefore no evidence.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
+from sessionferry.coverage import Coverage
 from sessionferry.heads import Head, StreamHead
-from sessionferry.identity import STREAMS
+from sessionferry.identity import STREAMS, Stream
 
 Status = Literal["created", "active", "completed", "failed", "terminated", "interrupted", "deleted"]
 QUIET = timedelta(minutes=15)
@@ -18,7 +20,7 @@ _FAILED = frozenset({"error", "failed"})
 _TERMINATED = frozenset({"cancelled", "canceled"})
 
 
-def status(head: Head, now: datetime) -> Status:
+def status(head: Head, now: datetime, *, quiet: timedelta = QUIET) -> Status:
     """Return a session's state. `now` is aware."""
     if head.tombstone is not None:
         return "deleted"
@@ -28,7 +30,26 @@ def status(head: Head, now: datetime) -> Status:
     ended = _ended(head.stream("events")) or _ended(head.stream("transcript"))
     if ended is not None:
         return ended
-    return "active" if _last_time(states) > now - QUIET else "interrupted"
+    return "active" if _last_time(states) > now - quiet else "interrupted"
+
+
+def projected_status(
+    entry: Mapping[str, Any], now: datetime, *, quiet: timedelta = QUIET
+) -> Status:
+    """Return the state that a project's entry in a `sessions` document tells of."""
+    if entry["deleted"]:
+        return "deleted"
+    names = ("lifecycle", "last_time")
+    streams: dict[Stream, StreamHead] = {
+        name: StreamHead.model_validate(
+            {field: entry[name][field] for field in names}
+            | {"stored": Coverage.of((0, entry[name]["stored"] - 1))}
+        )
+        for name in STREAMS
+    }
+    return status(
+        Head(user_id="", project_slug="", session_id="", streams=streams), now, quiet=quiet
+    )
 
 
 def _ended(state: StreamHead) -> Status | None:

@@ -4,7 +4,7 @@ It is written from the head version that was just stored, and only over a lower 
 that was seen in two projects has two heads; its document lists both and shows the newer metadata.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -28,9 +28,13 @@ KEPT_METADATA = (
     *("created", "bundle", "model", "turn_count", "working_dir", "name", "description"),
     *("parent_id", "trace_id", "agent_name", "child_span", "session_id", "project_slug"),
 )
+DOCUMENTED_KEYS = frozenset(
+    {"id", "user_id", "host_id", "session_id", "project_slug", "_type", "synced_at"}
+)
+"""Those of our keys that readers of amplifier-session-storage know."""
 OUR_KEYS = frozenset(
     {
-        *("id", "user_id", "host_id", "session_id", "project_slug", "_type", "synced_at"),
+        *DOCUMENTED_KEYS,
         *("projects", "metadata", "event_count", "message_count", "first_time", "last_time"),
         *("usage", "cost_usd", "deleted", "shadowed", "data_truncated", "payload_ref"),
         *COSMOS_KEYS,
@@ -38,20 +42,33 @@ OUR_KEYS = frozenset(
 )
 
 
-async def project(store: Store, archive: Archive, head: Head, host_id: str) -> None:
-    """Bring the session's document up to this head version, unless it is newer already."""
+class Given(NamedTuple):
+    """A metadata file that just came: its hash, and its fields, which need not be read back."""
+
+    sha256: str
+    fields: dict[str, Any]
+
+
+async def project(
+    store: Store, archive: Archive, head: Head, host_id: str, given: Given | None = None
+) -> None:
+    """Bring the session's document up to this head version, unless it is newer already.
+
+    Metadata that no archive keeps is shown only if it is `given`; until then its predecessor is.
+    """
     session_id = escape(head.session_id)
     while True:
         item = await store.read_item("sessions", head.user_id, session_id)
         known = item.document if item else {}
         projects = {entry["project_slug"]: entry for entry in known.get("projects", [])}
         mine = projects.get(head.project_slug)
-        if mine is not None and mine["head_version"] >= head.head_version:
+        if mine is None or mine["head_version"] < head.head_version:
+            projects[head.project_slug] = _entry(head)
+        elif given is None or not _awaits(known, given):
             return
-        projects[head.project_slug] = _entry(head)
         entries = sorted(projects.values(), key=lambda entry: str(entry["project_slug"]))
-        fields = await _metadata_fields(archive, known, entries)
-        document = render(head, host_id, entries, fields)
+        shown, fields = await _metadata_fields(archive, known, entries, given)
+        document = render(head, host_id, entries, fields, shown)
         try:
             await store.write_item("sessions", document, item.etag if item else None)
         except ItemChanged:
@@ -60,11 +77,18 @@ async def project(store: Store, archive: Archive, head: Head, host_id: str) -> N
 
 
 def render(
-    head: Head, host_id: str, entries: list[dict[str, Any]], fields: dict[str, Any]
+    head: Head,
+    host_id: str,
+    entries: list[dict[str, Any]],
+    fields: dict[str, Any],
+    shown: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Lay out the session's document. Pure, but for the time stamp."""
+    """Lay out the session's document. Pure, but for the time stamp.
+
+    `shown` is the metadata that the fields are from, if it is not the newest.
+    """
     alive = [entry for entry in entries if not entry["deleted"]]
-    newest = _newest_metadata(entries)
+    newest = shown or _newest_metadata(entries)
     ours: dict[str, Any] = {
         "id": escape(head.session_id),
         "user_id": head.user_id,
@@ -159,22 +183,39 @@ def _newest_metadata(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(known, key=lambda m: Metadata.model_validate(m).rank, default=None)
 
 
+def _awaits(known: dict[str, Any], given: Given) -> bool:
+    """Whether this metadata is the newest, and its fields are not shown yet."""
+    newest = _newest_metadata(known["projects"])
+    shown = known.get("metadata")
+    if newest is None or newest["sha256"] != given.sha256:
+        return False
+    return shown is None or shown["sha256"] != given.sha256
+
+
 async def _metadata_fields(
-    archive: Archive, known: dict[str, Any], entries: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return what the session says of itself: its metadata file, over what its lines say."""
+    archive: Archive, known: dict[str, Any], entries: list[dict[str, Any]], given: Given | None
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return which metadata is shown, and what the session says of itself.
+
+    That is its metadata file, over what its lines say.
+    """
     newest, about = _newest_metadata(entries), _shown_about(entries)
     if newest is None or not newest["valid"]:
-        return about
-    shown = known.get("metadata")
+        return newest, about
+    if given is not None and newest["sha256"] == given.sha256:
+        return newest, about | given.fields
+    shown, before = known.get("metadata"), _shown_about(known.get("projects", []))
+    if not newest["archive_key"]:
+        own = _without_ours(known).items()
+        return shown, about | {k: v for k, v in own if k not in before or before[k] != v}
     if (
         shown
         and shown["archive_key"] == newest["archive_key"]
-        and _shown_about(known["projects"]) == about
+        and before == about
         and not known.get("data_truncated")
     ):
-        return _without_ours(known)
-    return about | await _archived_metadata(archive, newest["archive_key"])
+        return newest, _without_ours(known)
+    return newest, about | await _archived_metadata(archive, newest["archive_key"])
 
 
 def _shown_about(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -219,9 +260,13 @@ def _without_ours(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lay_over(fields: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    aside = {k: v for k, v in fields.items() if k in OUR_KEYS and ours.get(k) != v}
+    aside = {k: v for k, v in fields.items() if k in OUR_KEYS and not _stays(k, v, ours)}
     document = {k: v for k, v in fields.items() if k not in OUR_KEYS} | ours
     return document | {"shadowed": aside} if aside else document
+
+
+def _stays(key: str, value: object, ours: dict[str, Any]) -> bool:
+    return key in DOCUMENTED_KEYS and value == ours[key]
 
 
 def _is_small(value: object) -> bool:

@@ -13,9 +13,16 @@ from sessionferry.identity import UNATTRIBUTED, SessionKey
 CONFLICT = "conflict"
 
 
-def line_entry_id(header: Header, sequence: int, sha256: bytes) -> str:
-    """Return the id of a line's entry; the same line at the same place has the same id."""
+def line_entry_id(
+    header: Header, sequence: int, sha256: bytes, *, is_conflict: bool = False
+) -> str:
+    """Return the id of a line's entry; the same line at the same place has the same id.
+
+    A conflict has another one than a line that is no document: that goes when the line is stored.
+    """
     place = [header.key.partition_key, header.stream, header.generation, sequence, sha256.hex()]
+    if is_conflict:
+        place.append(CONFLICT)
     return hashlib.sha256(orjson.dumps(place)).hexdigest()
 
 
@@ -96,7 +103,7 @@ def _line_entry(
     header: Header, sequence: int, sha256: bytes, created_at: str, more: dict[str, Any]
 ) -> dict[str, Any]:
     return {
-        "id": line_entry_id(header, sequence, sha256),
+        "id": line_entry_id(header, sequence, sha256, is_conflict=more["reason"] == CONFLICT),
         "partition_key": header.key.partition_key,
         "_type": "quarantined_line",
         **_session(header.key),

@@ -123,11 +123,25 @@ class MemoryStore:
         for sequence in lines:
             self.lines.pop((key.partition_key, stream, generation, sequence), None)
 
+    async def replace_lines(
+        self, key: SessionKey, stream: Stream, generation: int, documents: Sequence[Document]
+    ) -> None:
+        for document in documents:
+            place = (key.partition_key, stream, generation, document.facts.sequence)
+            self.lines[place] = (document.json, stored_facts(document.fields))
+
     async def read_lines(
-        self, key: SessionKey, stream: Stream, generation: int, *, limit: int = 1000
+        self,
+        key: SessionKey,
+        stream: Stream,
+        generation: int,
+        *,
+        after: int = -1,
+        limit: int = 1000,
     ) -> list[dict[str, Any]]:
         version = (key.partition_key, stream, generation)
-        return [orjson.loads(self.lines[at][0]) for at in sorted(self.lines) if at[:3] == version]
+        found = [at for at in sorted(self.lines) if at[:3] == version and at[3] > after]
+        return [orjson.loads(self.lines[at][0]) for at in found[:limit]]
 
     async def create_quarantined(self, entries: Iterable[Mapping[str, Any]]) -> None:
         for entry in entries:
@@ -149,7 +163,13 @@ class MemoryStore:
             if place[0] == partition and stream in (None, entry.get("stream")) and older:
                 del self.entries[place]
 
-    async def list_quarantined(self, partition: str | None = None, *, limit: int = 100) -> Page:
+    async def list_quarantined(
+        self,
+        partition: str | None = None,
+        *,
+        limit: int = 100,
+        continuation: str | None = None,
+    ) -> Page:
         return Page([e for at, e in self.entries.items() if at[0] == partition], None)
 
     async def close(self) -> None:
@@ -307,6 +327,21 @@ class GatedStore:
             create = _bound(self._inner.create_lines, key, stream, generation, [document])
             existing |= await self._actor.do("create_lines", create)
         return existing
+
+    async def replace_lines(
+        self, key: SessionKey, stream: Stream, generation: int, documents: Sequence[Document]
+    ) -> None:
+        for document in documents:
+            change = _bound(self._inner.replace_lines, key, stream, generation, [document])
+            await self._actor.do("replace_lines", change)
+
+    async def read_lines(self, *place: Any, **portion: Any) -> list[dict[str, Any]]:
+        return await self._actor.do("read_lines", lambda: self._inner.read_lines(*place, **portion))
+
+    async def list_quarantined(self, partition: str, **portion: Any) -> Page:
+        return await self._actor.do(
+            "list_quarantined", lambda: self._inner.list_quarantined(partition, **portion)
+        )
 
     async def delete_lines(
         self, key: SessionKey, stream: Stream, generation: int, lines: Coverage

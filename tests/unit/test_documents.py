@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sessionferry.archive import Archive, batch_key, hydrate, session_folder
 from sessionferry.batch import encode, lines_of
 from sessionferry.documents import (
-    COSMOS_KEYS,
+    DOCUMENTED_KEYS,
     OUR_KEYS,
     PER_DELIVERY_KEYS,
     RESERVED,
@@ -133,14 +133,13 @@ def expected_document(line: bytes, fields: dict[str, Any], stream: Stream) -> di
         "occurred_at": meaning.occurred_at,
         "summary": meaning.summary,
     }
-    never_kept = COSMOS_KEYS | PER_DELIVERY_KEYS
+    never_kept = RESERVED - DOCUMENTED_KEYS | PER_DELIVERY_KEYS
     shadowed = {
         key: value
         for key, value in fields.items()
         if key in RESERVED
         and (
             key in never_kept
-            or key not in ours
             or orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
             != orjson.dumps(ours[key], option=orjson.OPT_SORT_KEYS)
         )

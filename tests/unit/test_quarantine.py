@@ -64,7 +64,8 @@ def test_a_conflict_is_described_like_a_rejected_line() -> None:
     entry = conflicting_line(header(), Facts(7, SHA, 5), 11, "archive-key", NOW)
     plain = rejected_line(header(), rejected(), "archive-key", NOW)
     assert entry["reason"] == CONFLICT
-    shown = {"reason", "detail", "preview"}
+    shown = {"id", "reason", "detail", "preview"}
+    assert entry["id"] == line_entry_id(header(), 7, SHA, is_conflict=True) != plain["id"]
     assert {k: v for k, v in entry.items() if k not in shown} == {
         k: v for k, v in plain.items() if k not in shown
     }
