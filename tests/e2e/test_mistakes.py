@@ -52,7 +52,7 @@ def test_no_amplifier_folder(alone: Ferry) -> None:
 def test_nothing_to_ship(alone: Ferry, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = sentence(alone, "ship", tmp_path / "empty")
-    assert "no sessions of Amplifier or Claude Code or Codex below" in said
+    assert "no sessions of Amplifier, Claude Code or Codex below" in said
     said = sentence(alone, "ship", tmp_path / "empty", "--format", "jsonl")
     assert "no .jsonl files below" in said
 

@@ -82,9 +82,9 @@ def test_another_tools_files_of_the_same_names_are_left_alone(tmp_path: Path) ->
     write(session / "context-intelligence", *ALL)
     write(tmp_path / "context-intelligence" / "sessions" / "s9", *ALL)
     assert names(found(tmp_path)) == [("p", "s1", "events")]
-    with pytest.raises(UserError, match="no sessions of Amplifier or Claude Code or Codex"):
+    with pytest.raises(UserError, match="no sessions of Amplifier, Claude Code or Codex"):
         found(session / "context-intelligence")
-    with pytest.raises(UserError, match="no sessions of Amplifier or Claude Code or Codex"):
+    with pytest.raises(UserError, match="no sessions of Amplifier, Claude Code or Codex"):
         found(session / "context-intelligence" / "events.jsonl")
 
 

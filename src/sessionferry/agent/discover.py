@@ -174,7 +174,7 @@ def _nothing_found(paths: list[Path], file_format: FormatChoice | None) -> str:
     named = ", ".join(str(path) for path in paths)
     if file_format == "jsonl":
         return f"There are no .jsonl files below {named}."
-    tools = _TOOLS[file_format] if file_format else " or ".join(_TOOLS.values())
+    tools = _TOOLS[file_format] if file_format else "Amplifier, Claude Code or Codex"
     return (
         f"There are no sessions of {tools} below {named}. "
         "For other JSON Lines files use --format jsonl."

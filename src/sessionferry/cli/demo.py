@@ -19,7 +19,7 @@ from sessionferry.cli.output import NOT_ALL_WELL, number, print_json, print_tabl
 from sessionferry.cli.reading import Reader, open_reader
 from sessionferry.cli.ship import ship_sources
 from sessionferry.errors import UserError
-from sessionferry.formats.meaning import cost_text
+from sessionferry.formats.meaning import Usage, cost_text
 from sessionferry.heads import Head, total_cost
 from sessionferry.host import Identity
 from sessionferry.identity import STREAMS, SessionKey
@@ -62,6 +62,7 @@ class Result:
     hydrated: int = 0
     seconds: float = 0.0
     cost_usd: str = "0"
+    tokens: int = 0
     keys: list[SessionKey] = field(default_factory=list)
 
     @property
@@ -143,7 +144,7 @@ async def _ship_machine(chosen: Settings, home: Path) -> tuple[Row, list[Source]
     """Ship one machine's home folder, as that machine would."""
     own = chosen.model_copy(update={"data": chosen.data, "identity": home / "identity"})
     identity = Identity(own.identity, host_id=home.name)
-    sources = discover([home / ".amplifier"], identity.user_id, None)
+    sources = discover([home], identity.user_id, None)
     report = await ship_sources(own, identity, sources)
     row = Row(
         host=home.name,
@@ -207,10 +208,12 @@ async def _archived_bytes(reader: Reader) -> int:
 
 async def _against_oracle(reader: Reader, result: Result, oracle: Oracle) -> list[str]:
     """Compare the books with what the generator knows, which shares no code with ingest."""
-    cost = 0
+    cost, used = 0, Usage()
     for key in result.keys:
         head = (await head_store.read_head(reader.store, key)).head
-        cost += sum(total_cost(head.stream(name).cost_usd) for name in STREAMS)
+        for name in STREAMS:
+            cost += total_cost(head.stream(name).cost_usd)
+            used = used.plus(head.stream(name).usage)
     totals = oracle.totals
     result.cost_usd = cost_text(cost)
     expected = {
@@ -220,7 +223,12 @@ async def _against_oracle(reader: Reader, result: Result, oracle: Oracle) -> lis
         "truncated": (sum(row.truncated for row in result.rows), totals.truncated),
         "bytes": (sum(row.read_bytes for row in result.rows), totals.bytes),
         "cost": (cost, total_cost(f"{totals.cost_usd:f}")),
+        **{
+            f"{name} tokens": (number, getattr(totals.usage, name))
+            for name, number in used._asdict().items()
+        },
     }
+    result.tokens = sum(used)
     return [
         f"{name}: counted {found:,}, the generator wrote {right:,}"
         for name, (found, right) in expected.items()
@@ -254,6 +262,7 @@ def _print(result: Result, kept: Path | None, *, as_json: bool) -> None:
                 "archived_bytes": result.archived_bytes,
                 "hydrated": result.hydrated,
                 "cost_usd": result.cost_usd,
+                "tokens": result.tokens,
                 "seconds": round(result.seconds, 2),
                 "wrong": result.wrong,
             }
@@ -294,7 +303,7 @@ def _summary(result: Result) -> str:
     return (
         f"\n{verdict}: {size(result.archived_bytes)} archived, every file byte for byte as it "
         f"was; {number(result.hydrated)} truncated lines fetched back with their hash checked; "
-        f"${result.cost_usd} of model usage. {result.seconds:.1f} s, {speed}/s."
+        f"{number(result.tokens)} tokens and ${result.cost_usd} of model usage. {result.seconds:.1f} s, {speed}/s."
     )
 
 

@@ -4,6 +4,7 @@ Nothing here uses the code that carries sessions: the oracle is a second opinion
 """
 
 from sessionferry.simulate.fleet import FleetPlan, simulate
-from sessionferry.simulate.oracle import FileOracle, Oracle, Totals, Usage, recount
+from sessionferry.simulate.oracle import FileOracle, Oracle, Totals, recount
+from sessionferry.simulate.usage import Usage
 
 __all__ = ["FileOracle", "FleetPlan", "Oracle", "Totals", "Usage", "recount", "simulate"]

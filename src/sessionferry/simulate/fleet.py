@@ -7,6 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from sessionferry.simulate.claude import Desk, write_claude
+from sessionferry.simulate.codex import write_codex
+from sessionferry.simulate.content import Content
 from sessionferry.simulate.hostile import write_hostile
 from sessionferry.simulate.oracle import FileOracle, Oracle, Place
 from sessionferry.simulate.session import Delegation, Oddity, SessionPlan, write_session
@@ -48,6 +51,7 @@ class FleetPlan:
     target_bytes: int | None = None  # when set, sessions are added until about this many bytes
     raw: bool = True  # requests repeat the whole conversation, lines reach megabytes
     hostile: bool = True  # one session per machine full of lines that break readers
+    other_tools: bool = True  # each machine has homes of Claude Code and Codex too
     huge_line: bool = False  # one hostile line of over 16 MiB; needs `hostile`
 
     def __post_init__(self) -> None:
@@ -86,6 +90,9 @@ class _Fleet:
         if self._plan.hostile:
             for machine in range(self._plan.machines):
                 self._hostile(machine)
+        if self._plan.other_tools:
+            for machine in range(self._plan.machines):
+                self._other_tools(machine)
         for order in self._orders():
             self._root(order)
 
@@ -110,6 +117,20 @@ class _Fleet:
             huge_line=self._plan.huge_line and machine == 0,
         )
         self._keep(files)
+
+    def _other_tools(self, machine: int) -> None:
+        rng = seeded(self._plan.seed, machine, "other tools")
+        directory = _DIRECTORIES[(machine + 2) % len(_DIRECTORIES)]
+        desk = Desk(
+            host_id=_host(machine),
+            directory=directory,
+            content=Content(Prose(self._vocabulary, rng), rng, directory),
+            rng=rng,
+            start=_EPOCH + rng.randrange(_HOUR),
+            turns=self._plan.turns,
+            hostile=self._plan.hostile,
+        )
+        self._keep([*write_claude(self._out, desk), *write_codex(self._out, desk)])
 
     def _root(self, order: int) -> None:
         machine, number = order % self._plan.machines, order // self._plan.machines
@@ -178,9 +199,7 @@ class _Fleet:
         self._progress(self._written)
 
     def _place(self, machine: int, directory: str, session_id: str) -> Place:
-        name = _NAMES[machine % len(_NAMES)]
-        host_id = f"{name}-{machine + 1:02}"
-        return Place(host_id=host_id, project_slug=_slug(directory), session_id=session_id)
+        return Place(host_id=_host(machine), project_slug=_slug(directory), session_id=session_id)
 
     def _turns(self, rng: Random) -> tuple[int, ...]:
         """Model iterations of each turn, fewer where a target leaves less room."""
@@ -200,6 +219,10 @@ class _Fleet:
         step = _RAW_STEP if self._plan.raw else _PLAIN_STEP
         share = max(target // (2 * self._plan.machines), 18 * step)
         return max(_SHORTEST, min(share, target - self._written) // step)
+
+
+def _host(machine: int) -> str:
+    return f"{_NAMES[machine % len(_NAMES)]}-{machine + 1:02}"
 
 
 def _slug(directory: str) -> str:

@@ -11,16 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-from sessionferry.simulate.oracle import (
-    PLAIN,
-    QUARANTINED,
-    UNPARSED,
-    Facts,
-    FileOracle,
-    Place,
-    Usage,
-)
+from sessionferry.simulate.oracle import PLAIN, QUARANTINED, UNPARSED, Facts, FileOracle, Place
 from sessionferry.simulate.sink import CountedFile, Piece
+from sessionferry.simulate.usage import Usage
 from sessionferry.simulate.wire import dump
 
 REPAIRED: Final = Facts(repaired=True)
@@ -64,7 +57,7 @@ def write_hostile(
 def _write(
     root: Path, place: Place, name: str, cases: Iterable[Case], neighbour: bytes
 ) -> FileOracle:
-    with CountedFile(root, place, name) as file:
+    with CountedFile(root, FileOracle.at(place, name)) as file:
         for case in cases:
             file.line((neighbour,), PLAIN)
             _write_case(file, case)
@@ -90,7 +83,7 @@ def _write_metadata(root: Path, place: Place) -> FileOracle:
         "ttl": 1,
         "user_id": "somebody else",
     }
-    with CountedFile(root, place, "metadata.json") as file:
+    with CountedFile(root, FileOracle.at(place, "metadata.json")) as file:
         file.put(json.dumps(value, indent=2).encode())
     return file.entry
 

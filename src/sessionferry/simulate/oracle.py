@@ -16,13 +16,14 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 import orjson
 
+from sessionferry.simulate.usage import LEDGERS, PerLine, Usage, count
+
 Stream: TypeAlias = Literal["events", "transcript", "metadata"]
 
 EVENT_LIMIT: Final = 409_600  # bytes of compact JSON
 DOCUMENT_LIMIT: Final = 1_900_000  # bytes of a finished document; only clear cases are generated
 PARSE_LIMIT: Final = 16 * 1024 * 1024  # bytes of a line
 DEPTH_LIMIT: Final = 100
-COUNT_LIMIT: Final = 2**53 - 1
 BLANK: Final = b" \t\r\x0b\x0c"
 BOM: Final = b"\xef\xbb\xbf"
 
@@ -37,24 +38,6 @@ _COST = re.compile(r"[0-9]{1,12}(\.[0-9]{1,18})?")
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
-    """Token counts that do not overlap: `input` is without what was read from the cache."""
-
-    input: int = 0
-    output: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            input=self.input + other.input,
-            output=self.output + other.output,
-            cache_read=self.cache_read + other.cache_read,
-            cache_write=self.cache_write + other.cache_write,
-        )
 
 
 NO_USAGE: Final = Usage()
@@ -115,6 +98,7 @@ class FileOracle(_Counts):
     project_slug: str
     session_id: str
     stream: Stream
+    format: str = "amplifier"
     sha256: str = ""
     tail_bytes: int = 0
 
@@ -195,33 +179,58 @@ def totals_of(files: Iterable[FileOracle]) -> Totals:
 
 def recount(root: Path) -> Oracle:
     """Read every session file under a fleet's folder back, one line at a time."""
-    paths = root.glob("*/.amplifier/projects/*/sessions/*/*")
-    files = [_recount_file(path) for path in paths if path.name in STREAMS]
+    paths = (path for path in root.glob("*/.*/**/*.json*") if path.is_file())
+    files = [_recount_file(root, path) for path in paths]
     return Oracle(files=sorted(files, key=lambda file: file.path))
 
 
-def _recount_file(path: Path) -> FileOracle:
-    session = path.parent
-    project = session.parent.parent
-    host = project.parent.parent.parent
-    place = Place(host_id=host.name, project_slug=project.name, session_id=session.name)
-    entry = FileOracle.at(place, path.name)
-    digest = hashlib.sha256()
+def _recount_file(root: Path, path: Path) -> FileOracle:
+    entry = _entry(path.relative_to(root).as_posix(), path)
+    digest, ledger = hashlib.sha256(), LEDGERS[entry.format]()
     with path.open("rb") as stream:
         for raw in stream:
             digest.update(raw)
-            _recount_line(entry, raw)
+            _recount_line(entry, raw, ledger)
+    for usage in ledger.due:
+        entry.usage += usage
     entry.sha256 = digest.hexdigest()
     return entry
 
 
-def _recount_line(entry: FileOracle, raw: bytes) -> None:
+def _entry(path: str, file: Path) -> FileOracle:
+    """Read off a path whose file it is, and of which session."""
+    match path.split("/"):
+        case [host, ".amplifier", "projects", project, "sessions", session, name]:
+            return FileOracle.at(
+                Place(host_id=host, project_slug=project, session_id=session), name
+            )
+        case [host, ".claude", "projects", project, *folders, name]:
+            stem, *endings = name.split(".")
+            session = f"{folders[0]}_{stem}" if folders else stem
+            stream: Stream = "metadata" if "meta" in endings else "transcript"
+            tool = "claude_code"
+        case [host, ".codex", *_, name]:
+            session, stream, tool = name.removesuffix(".jsonl")[-36:], "transcript", "codex"
+            with file.open("rb") as opened:
+                directory = json.loads(opened.readline())["payload"]["cwd"]
+            project = directory.replace("/", "-").replace("\\", "-").replace(":", "")
+            project = project if project.startswith("-") else f"-{project}"
+        case _:
+            raise ValueError(f"{path} is no session file")
+    place = Place(host_id=host, project_slug=project, session_id=session)
+    return FileOracle(path=path, stream=stream, format=tool, **asdict(place))
+
+
+def _recount_line(entry: FileOracle, raw: bytes, ledger: PerLine) -> None:
     content = raw.removeprefix(BOM) if entry.bytes == 0 else raw
     entry.bytes += len(raw)
     if entry.stream == "metadata" or not content.strip(BLANK + b"\n"):
         return
     if raw.endswith(b"\n"):
-        entry.count(judge(content[:-1], entry.stream))
+        facts = judge(content[:-1], entry.stream)
+        entry.count(facts)
+        if facts.stored and facts != UNPARSED:
+            ledger.add(_parse(content[:-1])[0])
     else:
         entry.tail_bytes = len(raw)
 
@@ -283,22 +292,14 @@ def _usage(event: dict[str, Any]) -> tuple[Usage, Decimal]:
     usage = data.get("usage") if isinstance(data, dict) else None
     if event.get("event") != "llm:response" or not isinstance(usage, dict):
         return NO_USAGE, NO_COST
-    read = _count(usage, "cache_read_tokens")
+    read = count(usage, "cache_read_tokens")
     counts = Usage(
-        input=max(0, _count(usage, "input_tokens", "input") - read),
-        output=_count(usage, "output_tokens", "output"),
+        input=max(0, count(usage, "input_tokens", "input") - read),
+        output=count(usage, "output_tokens", "output"),
         cache_read=read,
-        cache_write=_count(usage, "cache_write_tokens"),
+        cache_write=count(usage, "cache_write_tokens"),
     )
     return counts, _cost(usage.get("cost_usd"))
-
-
-def _count(usage: dict[str, Any], *names: str) -> int:
-    for name in names:
-        value = usage.get(name)
-        if type(value) is int and 0 <= value <= COUNT_LIMIT:
-            return value
-    return 0
 
 
 def _cost(value: object) -> Decimal:

@@ -11,16 +11,10 @@ from random import Random
 from typing import Any, Final
 
 from sessionferry.simulate.content import Call, Content
-from sessionferry.simulate.oracle import (
-    NO_COST,
-    PLAIN,
-    Facts,
-    FileOracle,
-    Place,
-    Usage,
-)
+from sessionferry.simulate.oracle import NO_COST, PLAIN, Facts, FileOracle, Place
 from sessionferry.simulate.sink import CountedFile, Dialect
 from sessionferry.simulate.text import Prose, hexes
+from sessionferry.simulate.usage import Usage
 from sessionferry.simulate.wire import (
     Clock,
     Conversation,
@@ -106,8 +100,11 @@ def write_session(
     """Write a session's files; returns their counts and the sub-sessions it started."""
     place = plan.place
     with ExitStack() as stack:
-        events = stack.enter_context(CountedFile(root, place, "events.jsonl", plan.dialect))
-        script = stack.enter_context(CountedFile(root, place, "transcript.jsonl", plan.dialect))
+        opened = (
+            stack.enter_context(CountedFile(root, FileOracle.at(place, name), plan.dialect))
+            for name in ("events.jsonl", "transcript.jsonl")
+        )
+        events, script = opened
         run = _Run(plan, prose, rng, events, script)
         run.write()
     files = [events.entry, script.entry]
@@ -117,7 +114,7 @@ def write_session(
 
 
 def _write_metadata(root: Path, place: Place, metadata: dict[str, Any]) -> FileOracle:
-    with CountedFile(root, place, "metadata.json") as file:
+    with CountedFile(root, FileOracle.at(place, "metadata.json")) as file:
         file.put(json.dumps(metadata, indent=2, ensure_ascii=False).encode())
     return file.entry
 

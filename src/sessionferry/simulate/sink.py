@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
-from sessionferry.simulate.oracle import BLANK, BOM, Facts, FileOracle, Place
+from sessionferry.simulate.oracle import BLANK, BOM, Facts, FileOracle
 
 Piece: TypeAlias = bytes | bytearray
 
@@ -32,8 +32,8 @@ UNIX: Final = Dialect()
 class CountedFile:
     """Writes lines piece by piece and keeps their counts; used as a context manager."""
 
-    def __init__(self, root: Path, place: Place, name: str, dialect: Dialect = UNIX) -> None:
-        self.entry = FileOracle.at(place, name)
+    def __init__(self, root: Path, entry: FileOracle, dialect: Dialect = UNIX) -> None:
+        self.entry = entry
         self._digest = hashlib.sha256()
         self._ending = b"\r\n" if dialect.crlf else b"\n"
         self._blanks = cycle(_BLANK_LINES) if dialect.blanks else None
