@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,45 @@ def _check_sessions(ferry: Ferry, oracle: Oracle) -> None:
 
 def _check_session(ferry: Ferry, oracle: Oracle, fleet: Path, session_id: str, back: Path) -> None:
     files = {file.stream: file for file in oracle.files if file.session_id == session_id}
-    events = files["events"]
-    lines = ferry.run("show", session_id, "--stream", "events", "--limit", 100_000).stdout
+    main = files.get("events") or files["transcript"]
+    lines = ferry.run("show", session_id, "--stream", main.stream, "--limit", 100_000).stdout
     documents = [json.loads(line) for line in lines.split("\n")[:-1]]
-    assert len(documents) == events.stored
-    assert sum(document["data_truncated"] for document in documents) == events.truncated
+    assert len(documents) == main.stored
+    assert sum(document["data_truncated"] for document in documents) == main.truncated
+    assert head(ferry, session_id)["streams"][main.stream]["usage"] == asdict(main.usage)
     sequences = [document["sequence"] for document in documents]
     assert sequences == sorted(set(sequences))
-    folder = (fleet / events.path).parent
-    assert exported(ferry, session_id, back) == on_disk(folder)
+    own = {Path(file.path).name: (fleet / file.path).read_bytes() for file in files.values()}
+    assert exported(ferry, session_id, back) == own
+
+
+def test_the_homes_of_three_tools_go_in_by_themselves(ferry: Ferry, tmp_path: Path) -> None:
+    plan = FleetPlan(seed=3, machines=1, sessions=1, turns=2, raw=False, hostile=False)
+    oracle = simulate(tmp_path / "fleet", plan)
+    for found in (tmp_path / "fleet" / "atlas-01").iterdir():
+        shutil.move(found, ferry.home / found.name)
+    report = ferry.run("ship", "--json").json
+    assert (report["files"], report["lines"]) == (oracle.totals.files, oracle.totals.lines)
+    ferry.wait("--bytes")
+    assert "files are complete" in ferry.run("verify").stdout
+    user = ferry.environment["FERRY_USER_ID"]
+    listed = {
+        found["session_id"]: found for found in ferry.run("sessions", "--user", user, "--json").json
+    }
+    for file in (file for file in oracle.files if file.format == "claude_code"):
+        session = listed[file.session_id]
+        assert (session["project_slug"], session["working_dir"]) == (file.project_slug, CLAUDE_DIR)
+        is_agent = "agent-" in file.session_id
+        assert ("parent_id" in session, session["parent_id"] if is_agent else None) == (
+            *(is_agent, session["native_session_id"] if is_agent else None),
+        )
+    threads = {file.session_id for file in oracle.files if file.format == "codex"}
+    forks = [listed[thread] for thread in threads if "parent_id" in listed[thread]]
+    assert len(threads) == 3
+    assert [fork["parent_id"] in threads for fork in forks] == [True]
+
+
+CLAUDE_DIR = "/home/mara/ledger"
 
 
 def test_a_clean_fleet_verifies_with_exit_code_0(ferry: Ferry, tmp_path: Path) -> None:

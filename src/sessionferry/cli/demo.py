@@ -303,7 +303,8 @@ def _summary(result: Result) -> str:
     return (
         f"\n{verdict}: {size(result.archived_bytes)} archived, every file byte for byte as it "
         f"was; {number(result.hydrated)} truncated lines fetched back with their hash checked; "
-        f"{number(result.tokens)} tokens and ${result.cost_usd} of model usage. {result.seconds:.1f} s, {speed}/s."
+        f"{number(result.tokens)} tokens and ${result.cost_usd} of model usage. "
+        f"{result.seconds:.1f} s, {speed}/s."
     )
 
 
