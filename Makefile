@@ -14,7 +14,7 @@ help:
 	@echo "make demo    run the main job on made-up sessions"
 	@echo "make test    run all tests"
 	@echo "make check   lint, format check, strict types"
-	@echo "make chaos   a hundred kills while a fleet is shipped"
+	@echo "make chaos   a hundred kills while a fleet is shipped, two hundred of the agent"
 	@echo "make functions-runtime  the function app in Microsoft's own worker (Python 3.13)"
 	@echo "make fuzz    millions of mutated inputs"
 	@echo "make faults  10,000 messages through a Cosmos DB that throttles and cuts; e2e on it"
