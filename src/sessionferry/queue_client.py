@@ -80,7 +80,8 @@ def _options(endpoints: Endpoints) -> dict[str, Any]:
     if endpoints.proxy:
         proxy = urlsplit(endpoints.proxy)
         options["http_proxy"] = {
-            "proxy_hostname": proxy.hostname,
+            # The asynchronous client makes a URL of it, which needs its scheme.
+            "proxy_hostname": f"{proxy.scheme}://{proxy.hostname}",
             "proxy_port": proxy.port,
             "username": proxy.username,
             "password": proxy.password,
