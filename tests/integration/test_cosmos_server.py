@@ -1099,12 +1099,22 @@ async def test_a_client_that_does_not_wait_long_enough_sends_its_write_again(
     cosmos: RunningCosmos, aio_container: AsyncContainerProxy
 ) -> None:
     await aio_container.read()
-    cosmos.faults = Faults(target="writes", next=["hang_after"], hang_ms=600)
+    cosmos.faults = Faults(target="writes", next=["hang_after"], hang_ms=1600)
 
     with pytest.raises(exceptions.CosmosResourceExistsError):
-        await aio_container.create_item(item(1), read_timeout=0.3)
+        await aio_container.create_item(item(1), read_timeout=0.8)
 
     assert own(await aio_container.read_item("i1", "p")) == item(1)
+
+
+def test_a_status_of_an_uncertain_end_may_come_after_the_commit(
+    cosmos: RunningCosmos, container: ContainerProxy
+) -> None:
+    cosmos.faults = Faults(target="writes", error_after_rates={408: 1.0})
+
+    refused(408, container.upsert_item, item(1))
+
+    assert own(container.read_item("i1", "p")) == item(1)
 
 
 async def test_a_slow_server_answers_many_at_once(
@@ -1114,9 +1124,9 @@ async def test_a_slow_server_answers_many_at_once(
     cosmos.faults = Faults(latency_ms=200)
 
     began = time.monotonic()
-    await asyncio.gather(*(aio_container.create_item(item(number)) for number in range(10)))
+    await asyncio.gather(*(aio_container.create_item(item(number)) for number in range(20)))
 
-    assert 0.2 <= time.monotonic() - began < 1.5
+    assert 0.2 <= time.monotonic() - began < 3.5
 
 
 async def test_what_is_over_the_throughput_is_throttled_and_gets_through_later(

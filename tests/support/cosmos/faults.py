@@ -8,6 +8,7 @@ from typing import Any
 from tests.support.cosmos.errors import ServiceError, throttled
 
 STATUSES = {401, 403, 408, 410, 413, 429, 449, 500, 503}
+UNCERTAIN = {408, 500, 503}  # a client cannot know whether its write was done
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Faults:
     Only requests for items are hit, and of these what `target` says; requests for accounts,
     databases, containers, partition ranges and query plans are let alone. `next` and
     `next_operations` are used up first, one word a request: `pass`, a status such as `429`,
-    `reset_before`, `reset_after` or `hang_after`.
+    `503_after`, `reset_before`, `reset_after` or `hang_after`.
     """
 
     seed: int = 0
@@ -26,6 +27,7 @@ class Faults:
     operation_throttle_rate: float = 0.0  # inside batches
     retry_after_ms: float = 10.0
     error_rates: dict[int, float] = dataclasses.field(default_factory=dict)  # status: rate
+    error_after_rates: dict[int, float] = dataclasses.field(default_factory=dict)  # but done
     operation_error_rates: dict[int, float] = dataclasses.field(default_factory=dict)
     reset_before_rate: float = 0.0  # the connection ends, nothing was done
     reset_after_rate: float = 0.0  # the connection ends, the write stands
@@ -53,7 +55,7 @@ class Faults:
             raise ValueError(f"unknown faults: {', '.join(unknown)}")
         rates = {
             name: {int(status): float(rate) for status, rate in given[name].items()}
-            for name in ("error_rates", "operation_error_rates")
+            for name in ("error_rates", "error_after_rates", "operation_error_rates")
             if name in given
         }
         faults = cls(**{**given, **rates})
@@ -66,13 +68,16 @@ class Faults:
         Raises:
             ValueError: it says what.
         """
+        if strange := sorted(set(self.error_after_rates) - UNCERTAIN):
+            raise ValueError(f"no such faults after a write: {strange}")
         for rates in (self.error_rates, self.operation_error_rates):
             if strange := sorted(set(rates) - STATUSES):
                 raise ValueError(f"no such faults: {strange}; there are {sorted(STATUSES)}")
         if self.target not in {"all", "writes", "reads", "batches"}:
             raise ValueError(f"no such target: {self.target}")
         statuses = {str(status) for status in STATUSES}
-        known = statuses | {"pass", "reset_before", "reset_after", "hang_after"}
+        after = {f"{status}_after" for status in UNCERTAIN}
+        known = statuses | after | {"pass", "reset_before", "reset_after", "hang_after"}
         if strange_words := sorted(set(self.next) - known):
             raise ValueError(f"no such faults: {strange_words}; there are {sorted(known)}")
         if strange_words := sorted(set(self.next_operations) - statuses - {"pass"}):
@@ -103,6 +108,9 @@ class Faults:
         for status, rate in self.error_rates.items():
             if self._chance(rate):
                 return str(status)
+        for status, rate in self.error_after_rates.items():
+            if self._chance(rate):
+                return f"{status}_after"
         if self._chance(self.reset_before_rate):
             return "reset_before"
         if self._chance(self.reset_after_rate):

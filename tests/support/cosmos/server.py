@@ -165,6 +165,9 @@ class CosmosServer:
         reply = self._handle(request, handler)
         if fault == "reset_after":
             return self._cut(http, operation)
+        if fault.endswith("_after") and fault[0].isdigit():
+            error = faults.error(int(fault.removesuffix("_after")))
+            return self._respond(http, operation, self._refused(error))
         if fault == "hang_after":
             await asyncio.sleep(faults.hang_ms / 1000)
             if http.transport is None or http.transport.is_closing():
