@@ -312,6 +312,14 @@ def test_a_wrong_query_is_refused_with_the_reason(query: str, sentence: str) -> 
     assert sentence in refusal(query)
 
 
+def test_a_long_query_is_read_and_a_deep_one_is_refused() -> None:
+    many = " OR ".join(f"c.n = {number}" for number in range(2, 3000))
+
+    assert ids(many) == "bc"
+    assert "nested too deeply" in refusal("SELECT " + "(" * 5000 + "1" + ")" * 5000)
+    assert "nested too deeply" in refusal("SELECT " + "NOT " * 50_000 + "true")
+
+
 @given(
     st.text(
         alphabet=st.sampled_from("SELECT FROM WHERE c.x=1'\"()[]{},@?:<>!*/%|&~^\\\n\0é"),

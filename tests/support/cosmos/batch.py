@@ -35,7 +35,9 @@ def parse(data: bytes) -> list[dict[str, Any]]:
         operations = orjson.loads(data)
     except orjson.JSONDecodeError:
         raise bad_request("The batch is not valid JSON.") from None
-    if not isinstance(operations, list) or not operations:
+    if not isinstance(operations, list) or not all(isinstance(one, dict) for one in operations):
+        raise bad_request("The batch is not a list of operations.")
+    if not operations:
         raise bad_request("The batch request has no operations.")
     if len(operations) > MAX_OPERATIONS:
         raise bad_request("Batch request has more operations than what is supported.")
@@ -81,7 +83,7 @@ class Batch:
     def _one(self, operation: dict[str, Any]) -> Answer:
         kind = operation.get("operationType")
         if_match = operation.get("ifMatch")
-        body = operation.get("resourceBody")
+        body: Any = operation.get("resourceBody")
         container, partition = self.container, self.partition
         if kind in {"Create", "Upsert", "Replace"}:
             container.check_key(partition, check_item(body))
@@ -97,7 +99,7 @@ class Batch:
             raise bad_request(f"The batch operation {kind} needs an id.")
         if kind == "Replace":
             return container.replace(partition, item_id, body, if_match)
-        if kind == "Patch":
+        if kind == "Patch" and isinstance(body, dict):
             return self.patch(partition, item_id, body, if_match)
         if kind == "Read":
             return self._read(item_id, operation.get("ifNoneMatch"))

@@ -58,7 +58,7 @@ class Faults:
             for name in ("error_rates", "error_after_rates", "operation_error_rates")
             if name in given
         }
-        faults = cls(**{**given, **rates})
+        faults = cls(**(given | rates))
         faults.check()
         return faults
 

@@ -108,7 +108,7 @@ class IndexingPolicy:
     def serves_order(self, columns: tuple[tuple[Path, bool], ...]) -> bool:
         """Whether a composite index has these (path, descending) pairs, or all reversed."""
         mirrored = tuple((path, not descending) for path, descending in columns)
-        return any(index in (columns, mirrored) for index in self.composites)
+        return columns in self.composites or mirrored in self.composites
 
     def count_values(self, body: dict[str, Any]) -> int:
         """How many indexed values an item has."""

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import urllib.parse
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,7 +108,7 @@ class CosmosServer:
         self.authority = authority or Authority()
         self.faults = faults or Faults()
         self.counts: Counter[tuple[str, int]] = Counter()
-        self.charges: Counter[str] = Counter()
+        self.charges: defaultdict[str, float] = defaultdict(float)
         self.endpoint = ""
         self._runner: web.ServerRunner | None = None
 
@@ -187,6 +187,8 @@ class CosmosServer:
             return handler(request)
         except ServiceError as refusal:
             return self._refused(refusal)
+        except RecursionError:
+            return self._refused(bad_request("The query is nested too deeply."))
 
     def _refused(self, refusal: ServiceError) -> Reply:
         headers = {**refusal.headers, "x-ms-substatus": str(refusal.substatus)}

@@ -4,7 +4,6 @@ A row maps the aliases of FROM to values. `and`, `or` and `not` know three value
 property makes a comparison undefined, and only true lets an item through.
 """
 
-import functools
 import itertools
 import operator
 import re
@@ -23,6 +22,7 @@ from tests.support.cosmos.sql.nodes import (
     In,
     Like,
     Literal,
+    Logical,
     Member,
     Name,
     ObjectOf,
@@ -63,20 +63,6 @@ def compare(operation: Callable[[Any, Any], bool], left: Any, right: Any) -> Any
     if left is None:
         return operation(0, 0)
     return operation(left, right)
-
-
-def conjunction(left: Any, right: Any) -> Any:
-    """AND of three values."""
-    if left is False or right is False:
-        return False
-    return True if left is True and right is True else UNDEFINED
-
-
-def disjunction(left: Any, right: Any) -> Any:
-    """OR of three values."""
-    if left is True or right is True:
-        return True
-    return False if left is False and right is False else UNDEFINED
 
 
 def equality(left: Any, right: Any) -> Any:
@@ -178,12 +164,6 @@ class Compiler:
 
     def _binary(self, node: Binary) -> Evaluator:
         left, right, symbol = self.compile(node.left), self.compile(node.right), node.operator
-        if symbol == "AND":
-            return lambda row: (
-                False if (one := left(row)) is False else conjunction(one, right(row))
-            )
-        if symbol == "OR":
-            return lambda row: True if (one := left(row)) is True else disjunction(one, right(row))
         if symbol == "=":
             return lambda row: equality(left(row), right(row))
         if symbol == "!=":
@@ -197,14 +177,32 @@ class Compiler:
             return lambda row: FUNCTIONS["CONCAT"](left(row), right(row))
         return _calculation(symbol, left, right)
 
+    def _logical(self, node: Logical) -> Evaluator:
+        operands = [self.compile(operand) for operand in node.operands]
+        decisive = node.operator == "OR"
+
+        def joined(row: Row) -> Any:
+            found: Any = not decisive
+            for operand in operands:
+                value = operand(row)
+                if value is decisive:
+                    return decisive
+                if not isinstance(value, bool):
+                    found = UNDEFINED
+            return found
+
+        return joined
+
     def _between(self, node: Between) -> Evaluator:
         operand, low, high = map(self.compile, (node.operand, node.low, node.high))
 
         def between(row: Row) -> Any:
             value = operand(row)
-            return conjunction(
-                compare(operator.ge, value, low(row)), compare(operator.le, value, high(row))
-            )
+            above = compare(operator.ge, value, low(row))
+            below = compare(operator.le, value, high(row))
+            if above is True:
+                return below
+            return False if below is False else above
 
         return between
 
@@ -215,7 +213,9 @@ class Compiler:
         def contained(row: Row) -> Any:
             value = operand(row)
             found = [equality(value, choice(row)) for choice in choices]
-            return True if True in found else functools.reduce(disjunction, found, False)
+            if True in found:
+                return True
+            return UNDEFINED if UNDEFINED in found else False
 
         return contained
 

@@ -51,6 +51,14 @@ class Binary:
 
 
 @dataclass(frozen=True, slots=True)
+class Logical:
+    """Two or more operands that AND or OR joins."""
+
+    operator: str
+    operands: tuple["Expression", ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Between:
     """`x BETWEEN low AND high`, both included."""
 
@@ -122,6 +130,7 @@ Expression: TypeAlias = (
     | Member
     | Unary
     | Binary
+    | Logical
     | Between
     | In
     | Like

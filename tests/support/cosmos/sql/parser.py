@@ -15,6 +15,7 @@ from tests.support.cosmos.sql.nodes import (
     In,
     Like,
     Literal,
+    Logical,
     Member,
     Name,
     ObjectOf,
@@ -52,7 +53,10 @@ def parse(text: str) -> Query:
     if len(text) > MAX_QUERY_CHARACTERS:
         raise bad_request("The SQL query text exceeded the maximum limit of 524288 characters.")
     parser = _Parser(text)
-    query = parser.query()
+    try:
+        query = parser.query()
+    except RecursionError:
+        raise bad_request("The query is nested too deeply.") from None
     parser.expect_end()
     return query
 
@@ -72,7 +76,6 @@ class _Parser:
         self.text = text
         self.tokens = tokenize(text)
         self.at = 0
-        self.depth = 0
 
     # ------------------------------------------------------------ tokens
 
@@ -127,9 +130,6 @@ class _Parser:
     # ------------------------------------------------------------ clauses
 
     def query(self) -> Query:
-        self.depth += 1
-        if self.depth > 20:
-            raise bad_request("The query is nested too deeply.")
         query = Query()
         self.need_keyword("SELECT")
         self.select_clause(query)
@@ -140,7 +140,6 @@ class _Parser:
         self.order_clause(query)
         query.rest_text = self.text_since(start)
         self.offset_clause(query)
-        self.depth -= 1
         return query
 
     def select_clause(self, query: Query) -> None:
@@ -255,15 +254,11 @@ class _Parser:
     # ------------------------------------------------------------ expressions
 
     def expression(self) -> Expression:
-        self.depth += 1
-        if self.depth > 200:
-            raise bad_request("The query is nested too deeply.")
         found = self.coalesced()
         if self.symbol("?"):
             one = self.expression()
             self.need_symbol(":")
             found = Conditional(found, one, self.expression())
-        self.depth -= 1
         return found
 
     def coalesced(self) -> Expression:
@@ -273,16 +268,16 @@ class _Parser:
         return found
 
     def disjunction(self) -> Expression:
-        found = self.conjunction()
+        found = [self.conjunction()]
         while self.keyword("OR"):
-            found = Binary("OR", found, self.conjunction())
-        return found
+            found.append(self.conjunction())
+        return found[0] if len(found) == 1 else Logical("OR", tuple(found))
 
     def conjunction(self) -> Expression:
-        found = self.negation()
+        found = [self.negation()]
         while self.keyword("AND"):
-            found = Binary("AND", found, self.negation())
-        return found
+            found.append(self.negation())
+        return found[0] if len(found) == 1 else Logical("AND", tuple(found))
 
     def negation(self) -> Expression:
         if self.keyword("NOT"):

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +19,7 @@ from tests.support.cosmos.sql.nodes import (
     Expression,
     In,
     Like,
+    Logical,
     Member,
     Name,
     ObjectOf,
@@ -202,7 +203,7 @@ def _extreme(values: list[Any], *, largest: bool) -> Any:
     return (max if largest else min)(defined, key=sort_key)
 
 
-AGGREGATE_FUNCTIONS = {
+AGGREGATE_FUNCTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "COUNT": _count,
     "COUNTIF": _count_if,
     "SUM": _sum,
@@ -214,8 +215,8 @@ AGGREGATE_FUNCTIONS = {
 
 def conjuncts(where: Expression | None) -> list[Expression]:
     """The parts that AND joins."""
-    if isinstance(where, Binary) and where.operator == "AND":
-        return [*conjuncts(where.left), *conjuncts(where.right)]
+    if isinstance(where, Logical) and where.operator == "AND":
+        return [part for operand in where.operands for part in conjuncts(operand)]
     return [where] if where is not None else []
 
 
@@ -228,6 +229,8 @@ def children(node: Expression) -> Iterator[Expression]:
             yield operand
         case Binary(_, left, right):
             yield from (left, right)
+        case Logical(_, operands):
+            yield from operands
         case Between(operand, low, high):
             yield from (operand, low, high)
         case In(operand, choices):
