@@ -99,6 +99,9 @@ class Header(BaseModel):
     format: str = Field("jsonl", max_length=64, description="What the lines mean.")
     file_name: str | None = Field(None, max_length=1024, description="The file's own name.")
     agent: str = Field("", max_length=256, description="Program and version that sent this.")
+    rules: str | None = Field(
+        None, max_length=256, description="Filters and redaction that the bytes went through."
+    )
     sent_at: str = Field("", max_length=64, description="ISO 8601, UTC.")
     traceparent: str | None = Field(None, max_length=256, description="W3C trace context.")
     carry: dict[str, Any] | None = Field(None, description="State from earlier lines, <= 8 KB.")

@@ -114,7 +114,7 @@ class Config(_Section):
 
     model_config = ConfigDict(title="sessionferry agent.toml")
 
-    settings: dict[str, str | int] = Field(
+    settings: dict[str, str | bool | int | float] = Field(
         {},
         description="Any FERRY_* setting without FERRY_, in lower case; the environment wins.",
         examples=[{"namespace": "name.servicebus.windows.net", "inbox": "az://inbox"}],

@@ -13,7 +13,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tests.benchmarks import backlog, broker, core, cosmos, fleets, packing, path, wire
+from tests.benchmarks import (
+    backlog,
+    broker,
+    core,
+    cosmos,
+    fleets,
+    packing,
+    path,
+    redaction,
+    wire,
+)
 from tests.benchmarks.figures import Figure, Unsettled, show, write
 
 OUTPUT = Path("build/bench.json")
@@ -112,6 +122,11 @@ def _packing(made: Fleets, plan: Plan) -> Iterator[Figure]:
     yield from packing.measure(made.small(), "_small_lines", plan.path_runs)
 
 
+def _redaction(made: Fleets, plan: Plan) -> Iterator[Figure]:
+    yield from redaction.measure(made.raw(), "", plan.path_runs)
+    yield from redaction.measure(made.small(), "_small_lines", plan.path_runs)
+
+
 def _wire(made: Fleets, _plan: Plan) -> Iterator[Figure]:
     yield from wire.measure(made.long())
 
@@ -142,6 +157,7 @@ def _cosmos(made: Fleets, plan: Plan) -> Iterator[Figure]:
 _PARTS = {
     "core": _core,
     "packing": _packing,
+    "redaction": _redaction,
     "wire": _wire,
     "path": _path,
     "broker": _broker,

@@ -362,6 +362,7 @@ class Collector:
             format=file.source.format,
             file_name=file.source.file_name,
             agent=AGENT,
+            rules=self._gate.rules or None,
         )
 
     def _keep(self, file: "_File", known: Known, packed: Packed | None = None) -> None:

@@ -175,6 +175,7 @@ class Agent:
 
     def _collect(self, due: list[Due]) -> None:
         report = self._collector.report
+        lines, filtered = report.lines, report.filtered
         try:
             for source, content in due:
                 size, sent = report.bytes, report.sent_bytes
@@ -185,6 +186,9 @@ class Agent:
         finally:
             report.failed.clear()
             self._collector.commit()
+            if report.lines > lines:
+                counts = {"lines": report.lines - lines, "filtered": report.filtered - filtered}
+                log.info("read", extra={"event": "read", "files": len(due), **counts})
 
     def _wake(self) -> None:
         """Tell the sender, which lives in the loop's thread, that batches are waiting."""
@@ -228,6 +232,7 @@ class Agent:
             count = await sending.send_all()
             if count:
                 await sending.flush()
+                log.info("sent", extra={"event": "sent", "batches": count})
             if self._loop.time() >= self._beat_at or self._stopping.is_set():
                 ledger = await asyncio.to_thread(self._spool.ledger)
                 await sending.send_beat(self._heart.beat(ledger))

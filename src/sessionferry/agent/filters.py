@@ -1,7 +1,7 @@
 """What stays on the machine by its project, its path or its kind, and raw payloads.
 
-Lines are looked into without being parsed: the places of an object's members are found in its
-bytes, so that what is kept stays as it was, byte for byte.
+What is kept of a line stays as it was, byte for byte: a payload is cut out of the raw bytes, where
+the places of an object's members are found. These are also used to name what no parser takes.
 """
 
 import fnmatch
@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from sessionferry.agent import linear
 from sessionferry.agent.discover import Source, slug
 
+PARSED_BYTES = 1024 * 1024
+"""Longest line that is parsed for its name: objects can take 24 times the memory of their text."""
 STRIPPED = "raw-payload"
 """Under this name stripped payloads are counted."""
 
@@ -80,13 +81,12 @@ class Kinds:
 
         The same line has the same fate at any time: a sample is drawn by its hash.
         """
-        top = {member.name: member for member in members(line, _first(line))}
-        names = event_names(file_format, line, top)
+        names = event_names(file_format, _top(line))
         shares = [share for matches, share in self._shares if any(map(matches, names))]
         if shares and _lot(line) >= min(shares):
             return None
         if self._strip_raw and file_format == "amplifier" and _RAW_EVENTS.fullmatch(names[0]):
-            return _without_raw(line, top)
+            return _without_raw(line)
         return line, False
 
     def keep_torn(self, file_format: str, rest: bytes) -> bytes | None:
@@ -101,16 +101,36 @@ class Kinds:
         return kept[0] if kept else None
 
 
-def event_names(file_format: str, line: bytes, top: Mapping[str, Member]) -> tuple[str, ...]:
+def event_names(file_format: str, line: Mapping[str, object]) -> tuple[str, ...]:
     """Return what a line's event is called: `llm:request`; `system`, `system:api_error`; …"""
-    name = _text(line, top.get("event")) or _text(line, top.get("type")) or ""
+    name = _text(line.get("event")) or _text(line.get("type")) or ""
     inner = None
     if file_format == "claude_code":
-        inner = _text(line, top.get("subtype"))
-    elif file_format == "codex" and (payload := top.get("payload")):
-        kinds = [one for one in members(line, payload.start) if one.name == "type"]
-        inner = _text(line, kinds[-1]) if kinds else None
+        inner = _text(line.get("subtype"))
+    elif file_format == "codex":
+        payload = line.get("payload")
+        inner = _text(payload.get("type")) if isinstance(payload, dict) else None
     return (name, f"{name}:{inner}") if inner else (name,)
+
+
+def _top(line: bytes) -> Mapping[str, object]:
+    """Parse a line; of what is no JSON, or too large, find the texts that name it."""
+    if len(line) <= PARSED_BYTES:
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            pass
+        else:
+            return value if isinstance(value, dict) else {}
+    return {one.name: _lexed(line, one) for one in members(line, _first(line))}
+
+
+def _lexed(line: bytes, member: Member) -> object:
+    if line.startswith(b'"', member.start):
+        return _decoded(line[member.start : member.end])
+    if member.name == "payload":
+        return {one.name: _lexed(line, one) for one in members(line, member.start)}
+    return None
 
 
 def members(line: bytes, start: int) -> Iterator[Member]:
@@ -151,10 +171,10 @@ def _value_end(line: bytes, start: int) -> int | None:
     return None
 
 
-def _without_raw(line: bytes, top: Mapping[str, Member]) -> tuple[bytes, bool]:
+def _without_raw(line: bytes) -> tuple[bytes, bool]:
     """Put a note of its size in the place of `data.raw`."""
-    data = top.get("data")
-    inner = members(line, data.start) if data else iter(())
+    data = [one for one in members(line, _first(line)) if one.name == "data"]
+    inner = members(line, data[-1].start) if data else iter(())
     found = [one for one in inner if one.name == "raw" and line[one.start : one.start + 1] in b"{["]
     for raw in reversed(found):
         note = b'{"stripped_bytes":%d}' % (raw.end - raw.start)
@@ -173,20 +193,17 @@ def _skip(line: bytes, at: int) -> int:
     return at
 
 
-def _text(line: bytes, member: Member | None) -> str | None:
-    if member is None or line[member.start : member.start + 1] != b'"':
-        return None
-    return _decoded(line[member.start : member.end])
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _decoded(string: bytes) -> str | None:
     if b"\\" not in string:
         return string[1:-1].decode(errors="replace")
     try:
-        value: Any = orjson.loads(string)
+        return _text(orjson.loads(string))
     except orjson.JSONDecodeError:
         return None
-    return value if isinstance(value, str) else None
 
 
 def _lot(line: bytes) -> float:

@@ -28,7 +28,10 @@ COMMANDS = {
     "status": Command(
         "status:status", "Show what was read, spooled, sent and stored, and what is in the way."
     ),
-    "agent": Command("agent:app", "The agent that runs in the background: its configuration."),
+    "agent": Command(
+        "agent:app",
+        "The agent that runs in the background: its configuration, its service, its log.",
+    ),
     "sessions": Command("reading:sessions", "List stored sessions, last activity first."),
     "show": Command("reading:show", "Show what is stored of one session, or its lines."),
     "export": Command(

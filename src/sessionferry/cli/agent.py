@@ -1,21 +1,38 @@
-"""`ferry agent`: the agent's configuration."""
+"""`ferry agent`: the agent's configuration, its life as a service, and its log."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import orjson
 import typer
 
-from sessionferry.agent.policy import Policy
-from sessionferry.cli.output import DataOption, settings
+from sessionferry.cli.output import DataOption, JsonOption, printable, settings
 from sessionferry.config import example
-from sessionferry.errors import UserError
+from sessionferry.errors import FerryError, UserError
 from sessionferry.host import redaction_key
-from sessionferry.settings import config_path
+from sessionferry.settings import Settings, config_path, endpoints
+
+if TYPE_CHECKING:
+    from sessionferry.agent.service import Plan, System
+
+FOLLOW_SECONDS = 0.5
+COMMAND_SECONDS = 60
+_PASSED_ON = (
+    *("FERRY_QUEUE", "FERRY_INBOX", "FERRY_USER_ID", "FERRY_HOST_ID"),
+    *("ServiceBusConnection__fullyQualifiedNamespace", "AZURE_CLIENT_ID", "AZURE_TENANT_ID"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
+)
+_SECRET = ("ServiceBusConnection", "AZURE_CLIENT_SECRET")
 
 app = typer.Typer(
     name="agent",
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The agent that runs in the background: its configuration.",
+    help="The agent that runs in the background: its configuration, its service, its log.",
 )
 
 
@@ -32,14 +49,102 @@ def config(
     chosen = settings(data)
     path = path or chosen.config_path
     found = chosen.file()
-    policy = Policy.of(found, lambda: redaction_key(chosen.identity))
+    rules = _checked_rules(chosen)
     if not path.exists():
         typer.echo(f"There is no {path}: every file is sent as it is.")
         typer.echo("`ferry agent config --init` writes one.")
         return
     typer.echo(f"{path} is right.")
     typer.echo(f"redaction  {'on' if found.redact.enabled else 'off'}")
-    typer.echo(f"rules      {policy.rules or 'none: what is read is sent as it is'}")
+    typer.echo(f"rules      {rules or 'none: what is read is sent as it is'}")
+
+
+@app.command("install")
+def install(
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show the file and the commands only."),
+    data: Path | None = DataOption,
+) -> None:
+    """Install `ferry ship --watch` as a service of yours: it starts now, and when you log in.
+
+    A systemd user unit on Linux, a launchd agent on macOS, a scheduled task on Windows.
+
+    Example: ferry agent install
+    """
+    chosen = settings(data)
+    # What is wrong is better said here than in the log of a service that does not start.
+    endpoints(chosen)
+    _checked_rules(chosen)
+    made = _plan(_environment(chosen))
+    if dry_run:
+        _show(made)
+        return
+    _write(Path(made.file), made.content)
+    for command in made.start:
+        _run(command)
+    typer.echo(f"Installed {made.file}. {made.hint}")
+    typer.echo("`ferry status` and `ferry agent logs` show what it does.")
+
+
+@app.command("uninstall")
+def uninstall() -> None:
+    """Stop the service and remove it; the spool, the identity and the configuration stay.
+
+    Example: ferry agent uninstall
+    """
+    made = _plan({})
+    path = Path(made.file)
+    if not path.exists():
+        raise UserError(f"There is no {path}: the agent is not installed.")
+    for command in made.stop:
+        _run(command)
+    path.unlink()
+    typer.echo(f"Removed {path}. What waits in the spool stays there.")
+
+
+@app.command("logs")
+def logs(
+    lines: int = typer.Option(50, "--lines", min=1, max=100_000, help="So many of the newest."),
+    follow: bool = typer.Option(False, "--follow", help="Go on until Ctrl-C."),
+    data: Path | None = DataOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Show the log of the agent in the background.
+
+    Examples: ferry agent logs; ferry agent logs --follow
+    """
+    from sessionferry.agent import logs as agent_logs
+
+    folder = log_folder(settings(data))
+
+    def show(line: dict[str, object]) -> None:
+        typer.echo(orjson.dumps(line).decode() if as_json else agent_logs.sentence(line))
+
+    newer = agent_logs.follow(folder)
+    if follow:
+        # Where it goes on is settled before the old lines are read: none is missed.
+        next(newer)
+    elif not folder.exists():
+        raise UserError(f"There is no {folder}: the agent has not run in the background yet.")
+    for line in agent_logs.last(folder, lines):
+        show(line)
+    while follow:
+        fresh = next(newer)
+        if fresh is None:
+            time.sleep(FOLLOW_SECONDS)
+        else:
+            show(fresh)
+
+
+def _checked_rules(chosen: Settings) -> str:
+    """Name the rules of the configuration; raises `UserError` for wrong ones."""
+    from sessionferry.agent.policy import Policy
+
+    return Policy.of(chosen.file(), lambda: redaction_key(chosen.identity)).rules
+
+
+def log_folder(chosen: Settings) -> Path:
+    """Return where the agent in the background writes its log."""
+    return chosen.data / "agent" / "log"
 
 
 def _begin() -> Path:
@@ -56,3 +161,68 @@ def _begin() -> Path:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
     typer.echo(f"Wrote {path}.")
     return path
+
+
+def _plan(environment: dict[str, str]) -> "Plan":
+    from sessionferry.agent.service import plan
+
+    systems: dict[str, System] = {"linux": "linux", "darwin": "darwin", "win32": "win32"}
+    if sys.platform not in systems:
+        raise UserError("Services are installed on Linux (systemd), macOS and Windows only.")
+    python = Path(sys.executable)
+    if sys.platform == "win32":
+        # Without a window.
+        python = python.with_name("pythonw.exe")
+    command = (str(python), "-m", "sessionferry.cli", "ship", "--watch")
+    return plan(systems[sys.platform], Path.home(), command, environment)
+
+
+def _environment(chosen: Settings) -> dict[str, str]:
+    """Name what the service has to know of this shell's variables; it will not see them."""
+    if secret := next((name for name in _SECRET if os.environ.get(name)), None):
+        raise UserError(
+            f"{secret} is set in this shell, which the service does not see, and a service's file "
+            f"is no place for a secret. Write `connection` into [settings] of {config_path()}, "
+            f"or use an Entra identity, and unset {secret}."
+        )
+    places = {
+        "FERRY_DATA": str(chosen.data.absolute()),
+        "FERRY_IDENTITY": str(chosen.identity.absolute()),
+        **({"FERRY_CONFIG": str(chosen.config.absolute())} if chosen.config else {}),
+    }
+    return places | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+
+
+def _show(made: "Plan") -> None:
+    is_wide = made.content.startswith(b"\xff\xfe")
+    typer.echo(f"# {made.file}\n{made.content.decode('utf-16' if is_wide else 'utf-8')}")
+    for command in made.start:
+        typer.echo(f"$ {' '.join(command)}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _run(command: tuple[str, ...]) -> None:
+    line = " ".join(command)
+    try:
+        done = subprocess.run(  # noqa: S603 - made by `plan`
+            command, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{command[0]} is not on this machine; `ferry agent install --dry-run` shows what to "
+            "set up by hand."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise FerryError(f"`{line}` did not end within {COMMAND_SECONDS} s.") from None
+    if done.returncode:
+        said = printable((done.stderr or done.stdout).strip().split("\n", 1)[0])
+        raise FerryError(f"`{line}` failed: {said or f'exit code {done.returncode}'}")

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import typer
 
-from sessionferry.cli.output import DataOption, JsonOption, print_json, settings
+from sessionferry.cli.output import DataOption, JsonOption, print_json, printable, settings
+from sessionferry.cli.ship import sources_of, spool_path
 from sessionferry.doctor import Check, Finding, Verdict, examine
+from sessionferry.doctor.machine import Machine
 from sessionferry.doctor.stores import check_store
-from sessionferry.settings import Settings
+from sessionferry.host import Identity
+from sessionferry.settings import Settings, endpoints
 
-CHECKS: tuple[Check, ...] = (check_store,)
 _MARKS = {Verdict.OK: "ok", Verdict.WARNING: "warning", Verdict.WRONG: "WRONG"}
 
 
@@ -28,12 +30,24 @@ def doctor(data: Path | None = DataOption, as_json: bool = JsonOption) -> None:
         raise typer.Exit(1)
 
 
+def _checks(chosen: Settings) -> tuple[Check, ...]:
+    """Name all checks: this machine's as an agent first, then the store's."""
+    machine = Machine(
+        chosen,
+        target=lambda: endpoints(chosen),
+        spool=lambda target: spool_path(chosen, target),
+        sources=lambda: sources_of(chosen, Identity.from_settings(chosen), [], None),
+    )
+    return (*machine.checks(), check_store)
+
+
 async def _examined(chosen: Settings, *, shown: bool) -> list[Finding]:
     findings = []
-    async for finding in examine(chosen, CHECKS):
+    async for finding in examine(chosen, _checks(chosen)):
         findings.append(finding)
         if shown:
-            typer.echo(f"{_MARKS[finding.verdict]:<9}{finding.subject}: {finding.said}")
+            told = f"{finding.subject}: {finding.said}"
+            typer.echo(f"{_MARKS[finding.verdict]:<9}{printable(told)}")
             if finding.fix:
-                typer.echo(f"{'':<9}{finding.fix}")
+                typer.echo(f"{'':<9}{printable(finding.fix)}")
     return findings

@@ -1,23 +1,32 @@
 """The daemon behind `ferry ship --watch`."""
 
 import asyncio
+import logging
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
+from sessionferry import __version__
+from sessionferry.agent import logs
 from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import FormatChoice, homes, look
 from sessionferry.agent.gate import Checked
 from sessionferry.agent.pace import Hours
-from sessionferry.agent.spool import SpoolDamaged, SpoolLock
+from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.tail import Timing
+from sessionferry.cli.agent import log_folder
 from sessionferry.cli.output import printable
 from sessionferry.cli.ship import opened_spool, spool_name, spool_path
+from sessionferry.errors import UserError
 from sessionferry.host import Identity
 from sessionferry.publisher import Publisher
 from sessionferry.settings import Settings, endpoints
+
+log = logging.getLogger(__name__)
 
 NICENESS = 10
 """How far the daemon stands back from everything else on the machine."""
@@ -36,7 +45,16 @@ async def watch(
     roots = [path.absolute() for path in paths or configured or homes(file_format)]
     os.nice(NICENESS)
     damage: SpoolDamaged | None = None
-    with SpoolLock(spool_path(chosen, target)):
+    with SpoolLock(spool_path(chosen, target)), _logging(chosen):
+        log.info(
+            "following",
+            extra={
+                "event": "started",
+                "version": __version__,
+                "rules": gate.rules,
+                "roots": " ".join(map(printable, roots)),
+            },
+        )
         typer.echo(f"Following {', '.join(printable(root) for root in roots)}.")
         while True:
             spool = opened_spool(chosen, target, damage)
@@ -53,13 +71,49 @@ async def watch(
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, agent.stop)
             try:
-                await agent.run()
+                with _metrics(chosen, spool):
+                    await agent.run()
                 break
             except SpoolDamaged as error:
                 damage = error
+                log.warning("the spool is damaged", extra={"event": "damaged"})
             finally:
                 spool.close()
+        log.info("stopped", extra={"event": "stopped"})
     typer.echo("Stopped. What was read is in the queue or in the spool.")
+
+
+@contextmanager
+def _logging(chosen: Settings) -> Iterator[None]:
+    """Log into the data folder; on the terminal only what somebody has to see."""
+    for other in logging.getLogger().handlers:
+        other.setLevel(logging.WARNING)
+    handler = logs.start(log_folder(chosen), chosen.file().log)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _metrics(chosen: Settings, spool: Spool) -> Iterator[None]:
+    """Serve metrics, if they are asked for."""
+    port = chosen.file().metrics.port
+    if port is None:
+        yield
+        return
+    from sessionferry.agent.metrics import Snapshot, serve
+
+    try:
+        end = serve(port, lambda: Snapshot(spool.ledger(), spool.used_bytes, spool.notes()))
+    except OSError as error:
+        reason = error.strerror or "it cannot be used"
+        raise UserError(f"metrics.port: {port} cannot be served on: {reason}.") from None
+    try:
+        yield
+    finally:
+        end()
 
 
 def _habits(chosen: Settings) -> Habits:

@@ -34,7 +34,11 @@ _RIGHTS = (
 async def check_store(settings: Settings) -> AsyncIterator[Finding]:
     """Look at the store that this machine's commands read."""
     try:
-        url = endpoints(settings).store.get_secret_value()
+        target = endpoints(settings)
+        if target.store_url is None and (target.connection or target.namespace):
+            # A fleet machine sends, and has no right to read.
+            return
+        url = target.store.get_secret_value()
         wanted = access(url, settings) if urlsplit(url).scheme in SCHEMES else None
     except UserError as error:
         yield wrong("store", str(error), "Set FERRY_STORE or FERRY_COSMOS_ENDPOINT.")
