@@ -40,3 +40,17 @@ async def watch_queue(timer: func.TimerRequest) -> None:  # noqa: ARG001
 async def watch_store(timer: func.TimerRequest) -> None:  # noqa: ARG001
     """Log which hosts are silent and which sessions lack lines."""
     await consumer.watch_store()
+
+
+@app.function_name("redrive")
+@app.timer_trigger(arg_name="timer", schedule="0 7,22,37,52 * * * *")
+async def redrive(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Send again what an outage left among the dead letters."""
+    await consumer.redrive()
+
+
+@app.function_name("sweep")
+@app.timer_trigger(arg_name="timer", schedule="0 17 * * * *")
+async def sweep(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Finish what ended deliveries and deletions have left."""
+    await consumer.sweep()

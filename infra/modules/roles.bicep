@@ -140,6 +140,17 @@ resource functionReceives 'Microsoft.Authorization/roleAssignments@2022-04-01' =
   }
 }
 
+// The timer that sends again what an outage dead-lettered.
+resource functionRedrives 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+  scope: queue
+  name: guid(queue.id, function.id, role.serviceBusSender)
+  properties: {
+    principalId: function.id
+    principalType: function.type
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', role.serviceBusSender)
+  }
+}
+
 resource functionScales 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   scope: namespace
   name: guid(namespace.id, function.id, 'scaling')

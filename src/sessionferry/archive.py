@@ -8,6 +8,7 @@ message. An archived object is a whole encoded batch, header included: it descri
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -31,10 +32,11 @@ _REMEMBERED_FOLDERS = 10_000
 
 
 class ArchivedObject(NamedTuple):
-    """One object: its key and its size in bytes."""
+    """One object: its key, its size in bytes, and when it was written."""
 
     key: str
     size: int
+    written_at: datetime
 
 
 class Archive:
@@ -89,7 +91,7 @@ class Archive:
         try:
             async for chunk in self._store.list(f"{folder}/" if folder else None):
                 for found in chunk:
-                    yield ArchivedObject(found["path"], found["size"])
+                    yield ArchivedObject(found["path"], found["size"], found["last_modified"])
         except (BaseError, OSError) as error:
             raise TransientError(f"The archive did not list {folder}: {_brief(error)}") from error
 
@@ -131,6 +133,11 @@ class NoArchive(Archive):
 
     async def put(self, key: str, data: bytes) -> None:
         """Keep nothing."""
+
+
+def is_folder(url: str) -> bool:
+    """Whether a URL names a folder, which no lifecycle rule of a cloud clears."""
+    return urlsplit(url).scheme == "file"
 
 
 def batch_key(header: Header, batch_id: str) -> str:

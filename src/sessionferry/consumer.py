@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from sessionferry import telemetry, watching
-from sessionferry.archive import Archive
+from sessionferry import dead_letters, sweeping, telemetry, watching
+from sessionferry.archive import Archive, is_folder
 from sessionferry.delivery import Message, Outcome
 from sessionferry.errors import UserError
 from sessionferry.ingest import Ingest
-from sessionferry.settings import Settings
+from sessionferry.settings import Settings, endpoints
 from sessionferry.store.opening import open_store
 
 LOCK_SECONDS = 300.0
 """How long a message is ours when the host does not say: the queue's lock duration, PT5M."""
+
+SWEEP_SECONDS = 240.0
+"""How long one run of the sweep goes on: well below the invocation's limit of ten minutes."""
 
 
 class QueueMessage(Protocol):
@@ -62,6 +65,20 @@ class Consumer:
         """Look for hosts that fell silent and sessions that lack lines."""
         ingest = await self._open()
         await watching.watch_store(ingest.store, datetime.now(UTC))
+
+    async def redrive(self) -> None:
+        """Send again what an outage dead-lettered; raises while the store does not answer."""
+        ingest = await self._open()
+        await ingest.store.check()
+        await dead_letters.redrive(endpoints(Settings.read()), ingest.archive)
+
+    async def sweep(self) -> None:
+        """Finish what was left unfinished, as far as the time goes; the next run goes on."""
+        ingest = await self._open()
+        settings = Settings.read()
+        await sweeping.sweep_heads(ingest.store, ingest.archive, seconds=SWEEP_SECONDS)
+        if is_folder(settings.inbox or ""):
+            await sweeping.sweep_inbox(ingest.inbox, datetime.now(UTC))
 
     async def _open(self) -> Ingest:
         async with self._opening:

@@ -26,6 +26,8 @@ from azure.servicebus.exceptions import (
     ServiceBusAuthorizationError,
 )
 
+from sessionferry.archive import Archive
+from sessionferry.audit import recorded
 from sessionferry.batch import replay_id
 from sessionferry.errors import PermanentError, TransientError, UserError
 from sessionferry.pacing import Pace
@@ -42,6 +44,12 @@ REPLAYS = "ferry_replays"
 """Application property: how often a message was sent again from the dead letters."""
 OUTAGE = "MaxDeliveryCountExceeded"
 """The queue's reason for what no delivery brought to an end: what an outage leaves behind."""
+MOST_REPLAYS = 3
+"""Replays after which the timer leaves a message: what fails so often fails for itself."""
+MOST_REDRIVEN = 1_000
+"""Messages that one run of the timer sends again."""
+REDRIVE_RATE = 20.0
+"""How many of them a second: an outage's backlog must not cause the next one."""
 MOST_AT_ONCE = 16
 """Messages that are locked at a time."""
 MOST_HELD = 1_000
@@ -94,6 +102,11 @@ class Moved:
     def left(self) -> int:
         """Those that are dead letters still, for whatever reason."""
         return len(self.asked - self.done)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The sums, for records."""
+        return {"asked": len(self.asked), "done": len(self.done), "failed": len(self.failed)}
 
     @property
     def open(self) -> int:
@@ -266,6 +279,39 @@ class DeadLetters:
             raise TransientError(
                 f"The queue failed: {_brief(error)} What was done is done; run it again to go on."
             ) from error
+
+
+def is_redriven(letter: DeadLetter) -> bool:
+    """Whether the timer sends this again: an outage left it, and it was not tried too often."""
+    return letter.reason == OUTAGE and letter.replays < MOST_REPLAYS
+
+
+async def redrive(endpoints: Endpoints, archive: Archive) -> Moved:
+    """Send again what an outage left, some of it at a time; leaves a record if there was any.
+
+    Call this only while the store answers: what is sent during an outage comes back.
+    """
+    async with DeadLetters(endpoints) as letters:
+        found: list[int] = []
+        waiting = 0
+        async for letter in letters.peek():
+            waiting += 1
+            if is_redriven(letter):
+                found.append(letter.number)
+                if len(found) == MOST_REDRIVEN:
+                    break
+        moved = Moved(frozenset(found))
+        if found:
+            async with recorded(archive, "dlq redrive", queue=endpoints.destination) as record:
+                try:
+                    await letters.replay(moved, rate=REDRIVE_RATE)
+                finally:
+                    record.counts |= moved.counts
+    log.info(
+        *("dead letters redriven: seen=%d done=%d left=%d", waiting, len(moved.done), moved.left),
+        extra={"event": "redriven", "seen": waiting, **moved.counts},
+    )
+    return moved
 
 
 def dead_letter(message: ServiceBusReceivedMessage) -> DeadLetter:

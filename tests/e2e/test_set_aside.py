@@ -131,7 +131,7 @@ def test_what_an_outage_dead_lettered_comes_back(
         assert "say --yes" in remote.run("dlq", "purge", code=2).stderr
         assert "1 dead letters were purged" in remote.run("dlq", "purge", "--yes").stdout
         assert "no dead letters" in remote.run("dlq", "list").stdout
-        assert "0 dead letters would be replayed" in remote.run("dlq", "replay").stdout
+        assert "0 dead letters were replayed" in remote.run("dlq", "redrive").stdout
 
     replayed, purged = (
         record for key, record in records(remote).items() if key.endswith("/ended.json")
@@ -180,3 +180,4 @@ def test_the_quarantine_goes_through_the_running_app_and_what_is_wrong_stays(
     (again,) = ferry.run("quarantine", "list", "--session", "s1", "--json").json
     assert again["created_at"] > entry["created_at"]
     assert ferry.verify(source)[0]["quarantined"] == 1
+    assert ferry.run("sweep", "--json").json["heads"] >= 1

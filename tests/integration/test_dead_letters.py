@@ -8,8 +8,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from azure.servicebus import (
     ServiceBusClient,
@@ -22,8 +24,18 @@ from azure.servicebus._pyamqp.utils import amqp_long_value
 from azure.servicebus.amqp import AmqpAnnotatedMessage
 from pydantic import SecretStr
 
+from sessionferry.archive import Archive
 from sessionferry.batch import MAX_MESSAGE_ID, REPLAY_MARK, encode, replay_id
-from sessionferry.dead_letters import REPLAYS, DeadLetter, DeadLetters, Moved
+from sessionferry.consumer import Consumer
+from sessionferry.dead_letters import (
+    MOST_REPLAYS,
+    OUTAGE,
+    REPLAYS,
+    DeadLetter,
+    DeadLetters,
+    Moved,
+    redrive,
+)
 from sessionferry.errors import TransientError, UserError
 from sessionferry.preview import read_contents
 from sessionferry.settings import Endpoints
@@ -287,6 +299,47 @@ async def test_a_replay_killed_between_send_and_complete_loses_nothing(
     messages = take(client, queue, 2)
     assert {b"".join(message.body) for message in messages} == {b"precious"}
     assert len({message.message_id for message in messages}) == 2
+
+
+async def test_only_what_an_outage_left_is_redriven_and_not_for_ever(
+    broker: RunningBroker,
+    client: ServiceBusClient,
+    target: Endpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ServiceBusConnection", broker.connection_string)
+    monkeypatch.setenv("FERRY_QUEUE", target.queue)
+    monkeypatch.setenv("FERRY_STORE", f"sqlite:///{tmp_path / 'store.db'}")
+    for name in ("archive", "inbox"):
+        monkeypatch.setenv(f"FERRY_{name.upper()}", (tmp_path / name).as_uri())
+    archive = Archive.open((tmp_path / "archive").as_uri())
+    often = {REPLAYS: MOST_REPLAYS}
+    bury(
+        client,
+        target.queue,
+        ServiceBusMessage(b"outage"),
+        ServiceBusMessage(b"hopeless", application_properties=dict(often)),
+        reason=OUTAGE,
+    )
+    bury(client, target.queue, ServiceBusMessage(b"poison"))
+    consumer = Consumer()
+    await consumer.redrive()
+    (message,) = take(client, target.queue, 1)
+    assert b"".join(message.body) == b"outage"
+    records = sorted([found.key async for found in archive.objects("_audit")])
+    assert [key.rpartition("/")[2] for key in records] == ["begun.json", "ended.json"]
+    assert orjson.loads(await archive.get(records[1]))["counts"] == {
+        "asked": 1,
+        "done": 1,
+        "failed": 0,
+    }
+    # Nothing to do leaves no record.
+    assert (await redrive(target, archive)).counts["asked"] == 0
+    assert len([found async for found in archive.objects("_audit")]) == 2
+    async with DeadLetters(target) as letters:
+        assert [letter.body for letter in await listed(letters)] == [b"hopeless", b"poison"]
+    await (await consumer._open()).store.close()
 
 
 async def test_failures_are_sentences(broker: RunningBroker) -> None:

@@ -42,6 +42,7 @@ BUILT_IN = {
 # Who may do what where. The last part of a scope's id is enough to tell it.
 FUNCTION = {
     ("Azure Service Bus Data Receiver", "queues/sessions"),
+    ("Azure Service Bus Data Sender", "queues/sessions"),
     ("sessionferry queue length reader", "namespaces/sb"),
     ("Storage Blob Data Owner", "storageAccounts/sthost"),
     ("Storage Blob Data Contributor", "containers/archive"),

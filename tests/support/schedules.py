@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
@@ -176,6 +177,9 @@ class MemoryStore:
         pass
 
 
+_WRITTEN_AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 class MemoryArchive(Archive):
     """An archive in a dictionary."""
 
@@ -193,7 +197,7 @@ class MemoryArchive(Archive):
     async def objects(self, folder: str) -> AsyncIterator[ArchivedObject]:
         for key in list(self.held):
             if not folder or key.startswith(f"{folder}/"):
-                yield ArchivedObject(key, len(self.held.get(key, b"")))
+                yield ArchivedObject(key, len(self.held.get(key, b"")), _WRITTEN_AT)
 
     async def delete(self, keys: list[str]) -> None:
         for key in keys:

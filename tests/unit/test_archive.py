@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ async def listed(archive: Archive, folder: str) -> list[ArchivedObject]:
 async def test_what_was_put_can_be_got_and_listed(archive: Archive) -> None:
     await archive.put(KEY, b"bytes")
     assert await archive.get(KEY) == b"bytes"
-    assert await listed(archive, "u/p/s.0123456789ab") == [ArchivedObject(KEY, 5)]
+    (found,) = await listed(archive, "u/p/s.0123456789ab")
+    assert found[:2] == (KEY, 5)
+    assert abs(datetime.now(UTC) - found.written_at) < timedelta(minutes=1)
 
 
 async def test_putting_again_changes_nothing(archive: Archive) -> None:

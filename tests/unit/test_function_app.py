@@ -63,7 +63,12 @@ def test_the_looks_at_queue_and_store_are_bound_to_timers(app_module: ModuleType
         (binding,) = json.loads(function.get_function_json())["bindings"]
         if binding["type"] == "timerTrigger":
             schedules[function.get_function_name()] = binding["schedule"]
-    assert schedules == {"watch_queue": "0 */5 * * * *", "watch_store": "0 0 * * * *"}
+    assert schedules == {
+        "watch_queue": "0 */5 * * * *",
+        "watch_store": "0 0 * * * *",
+        "redrive": "0 7,22,37,52 * * * *",
+        "sweep": "0 17 * * * *",
+    }
 
 
 def test_invocations_are_small_and_complete_by_themselves() -> None:

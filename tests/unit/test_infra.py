@@ -172,7 +172,9 @@ def test_an_alert_sees_at_least_one_look_in_its_window(
 
 def test_the_timers_run_as_often_as_alerts_expect() -> None:
     source = (ROOT / "function_app.py").read_text(encoding="utf-8")
-    assert re.findall(r'schedule="(.+?)"', source) == ["0 */5 * * * *", "0 0 * * * *"]
+    schedules = dict(re.findall(r'function_name\("(\w+)"\)\n.+schedule="(.+?)"', source))
+    assert schedules["watch_queue"] == "0 */5 * * * *"
+    assert schedules["watch_store"] == "0 0 * * * *"
 
 
 def _span(text: str) -> timedelta:

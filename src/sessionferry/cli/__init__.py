@@ -52,6 +52,10 @@ COMMANDS = {
         "quarantine:app", "Look at what could not become a document, and replay it."
     ),
     "dlq": Command("dlq:app", "Look at the queue's dead letters, send them again, remove them."),
+    "sweep": Command(
+        "sweep:sweep",
+        "Finish what ended deliveries and deletions have left, as the timer does every hour.",
+    ),
 }
 """Every command, in the order of `ferry --help`; none is imported before it is run."""
 

@@ -162,6 +162,32 @@ def purge(
     _print_outcome(_with_letters(target, work), "purged", as_json=as_json)
 
 
+@app.command("redrive")
+def redrive(
+    dry_run: bool = DryRunOption, data: Path | None = DataOption, as_json: bool = JsonOption
+) -> None:
+    """Do now what the timer does: send again what an outage left, if it was not tried too often.
+
+    Exit code 3: some of them are dead letters still.
+
+    Example: ferry dlq redrive --dry-run
+    """
+    from sessionferry.dead_letters import is_redriven
+    from sessionferry.dead_letters import redrive as redrive_all
+
+    target = _target(data)
+
+    async def plan(letters: "DeadLetters") -> dict[str, Any]:
+        return _planned([letter async for letter in letters.peek() if is_redriven(letter)])
+
+    if dry_run:
+        outcome = _with_letters(target, plan)
+    else:
+        moved = asyncio.run(redrive_all(target, Archive.open(target.archive)))
+        outcome = _done("replayed", moved, "")
+    _print_outcome(outcome, "replayed", as_json=as_json)
+
+
 # ---------------------------------------------------------------- the queue
 
 
@@ -216,7 +242,7 @@ def _counted(moved: "Moved", counts: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        counts |= {"asked": len(moved.asked), "done": len(moved.done), "failed": len(moved.failed)}
+        counts |= moved.counts
 
 
 # ---------------------------------------------------------------- printing
@@ -313,6 +339,7 @@ def _print_outcome(outcome: dict[str, Any], verb: str, *, as_json: bool) -> None
         typer.echo(f"{outcome[verb]:,} dead letters were {verb}, {outcome['left']:,} are left.")
         for failure in outcome["failed"]:
             typer.echo(f"  {failure['number']}: {failure['detail']}", err=True)
-        typer.echo(f"The record is {outcome['audit']} in the archive.")
+        if outcome["audit"]:
+            typer.echo(f"The record is {outcome['audit']} in the archive.")
     if outcome.get("left"):
         raise typer.Exit(NOT_ALL_WELL)
