@@ -1,12 +1,13 @@
 """A fleet through a store that throttles, cuts and fails leaves what a calm run leaves."""
 
+from collections.abc import Iterator
+
 import pytest
-from tests.support.cosmos import Faults, RunningCosmos
+from tests.support.cosmos import CosmosProcess
 
 from sessionferry import head_store
 from sessionferry.identity import STREAMS
-from sessionferry.store.cosmos.access import Access
-from sessionferry.store.cosmos.store import CosmosStore
+from sessionferry.store.opening import open_store
 from support.faulty_runs import LINES, calm_run, fleet, troubled_run
 from support.schedules import MemoryArchive, World, check_exact, view
 
@@ -20,26 +21,32 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def process() -> Iterator[CosmosProcess]:
+    with CosmosProcess() as running:
+        yield running
+
+
 @pytest.mark.parametrize(
     "sessions", [12, pytest.param(730, marks=pytest.mark.slow)], ids=["short", "10,000 messages"]
 )
 @pytest.mark.timeout(1800)
 async def test_a_fleet_through_faults_leaves_what_a_calm_run_leaves(
-    sessions: int, cosmos_server: RunningCosmos, cosmos_access: Access
+    sessions: int, process: CosmosProcess
 ) -> None:
     keys, messages = fleet(sessions, seed=1)
     if sessions > 100:
         assert len(messages) >= 10_000
     expected = await calm_run(messages)
     world = World(None, MemoryArchive(), MemoryArchive())
-    async with await CosmosStore.open(cosmos_access) as store:
+    async with await open_store(f"cosmos+http://{process.endpoint.split('//')[1]}d") as store:
         world.store = store
-        cosmos_server.clear_statistics()
-        cosmos_server.faults = Faults(seed=2, **FAULTS)
+        process.clear_statistics()
+        process.inject(seed=2, **FAULTS)
         deliveries = await troubled_run(lambda: store, world.archive, messages, seed=3)
-        cosmos_server.faults = Faults()
+        process.inject()
         assert deliveries >= len(messages) * 1.1 - 1
-        answered = cosmos_server.statistics()["requests"]
+        answered = process.statistics()["requests"]
         throttled = sum(n for name, n in answered.items() if name.endswith(" 429"))
         assert throttled > 0.2 * sum(answered.values())
         for key in keys:

@@ -18,7 +18,7 @@ from support.schedules import MemoryArchive, MemoryStore, World, line, message, 
 LOCK = 300.0
 INVOCATION = 16
 """Messages that are handled together, as host.json says."""
-WORKERS = 4
+WORKERS = 8
 LINES = 20
 """Lines of a session."""
 

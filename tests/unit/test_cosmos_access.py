@@ -2,6 +2,7 @@
 
 import pytest
 
+from sessionferry.cli.local import migrate
 from sessionferry.errors import UserError
 from sessionferry.settings import Settings
 from sessionferry.store.cosmos.access import Access, access
@@ -106,3 +107,17 @@ def test_a_key_is_never_shown() -> None:
     assert found.shown == "acc.example/d"
     assert isinstance(hash(found), int)
     assert found == Access(endpoint="https://acc.example/", database="d", key=found.key)
+
+
+@pytest.mark.parametrize("url", ["cosmos://acc.example/d", "cosmos+http://127.0.0.1:8081/d"])
+def test_an_access_is_written_out_as_the_url_that_names_it(url: str) -> None:
+    endpoint = access(url, Settings.read())
+    assert endpoint.url == url
+    settings = Settings.read(cosmos_endpoint=endpoint.endpoint, cosmos_database="d")
+    assert access("cosmos://", settings).url == url
+
+
+def test_a_store_in_cosmos_db_has_nothing_to_migrate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FERRY_STORE", "cosmos://acc.example/d")
+    with pytest.raises(UserError, match="no schema to migrate"):
+        migrate(None)

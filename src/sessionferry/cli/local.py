@@ -2,10 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import typer
 
 from sessionferry.cli.output import DataOption, settings
+from sessionferry.errors import UserError
 from sessionferry.settings import LocalStack, endpoints
 
 
@@ -31,9 +33,15 @@ def migrate(data: Path | None = DataOption) -> None:
 
     Example: FERRY_STORE=postgresql://… ferry migrate
     """
+    from sessionferry.store.cosmos.access import SCHEMES
     from sessionferry.store.schema import upgrade
 
-    upgrade(endpoints(settings(data)).store.get_secret_value())
+    url = endpoints(settings(data)).store.get_secret_value()
+    if urlsplit(url).scheme in SCHEMES:
+        raise UserError(
+            "Cosmos DB has no schema to migrate; `ferry doctor` looks at its containers."
+        )
+    upgrade(url)
     typer.echo("The store's schema is up to date.")
 
 

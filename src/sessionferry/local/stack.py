@@ -24,10 +24,12 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 import sessionferry
 from sessionferry.errors import TransientError, UserError
 from sessionferry.settings import LOCK_FILE, LocalStack, Settings
+from sessionferry.store.cosmos.access import SCHEMES, access
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +189,6 @@ class Stack:
 
     def _describe(self) -> LocalStack:
         key = json.loads((self.data / "key.json").read_text())
-        store = self._settings.store
         return LocalStack(
             port=self._port,
             queue=self._settings.queue,
@@ -196,10 +197,18 @@ class Stack:
                 f"SharedAccessKeyName={key['SharedAccessKeyName']};"
                 f"SharedAccessKey={key['SharedAccessKey']};UseDevelopmentEmulator=true;"
             ),
-            store=store.get_secret_value() if store else f"sqlite:///{self.data / 'store.db'}",
+            store=self._store_url(),
             archive=self._settings.archive or (self.data / "archive").as_uri(),
             inbox=self._settings.inbox or (self.data / "inbox").as_uri(),
         )
+
+    def _store_url(self) -> str:
+        named = self._settings.store
+        if named is None:
+            return f"sqlite:///{self.data / 'store.db'}"
+        url = named.get_secret_value()
+        # Written out, so that commands find it whose environment names no account.
+        return access(url, self._settings).url if urlsplit(url).scheme in SCHEMES else url
 
 
 async def run(settings: Settings, port: int, on_ready: Callable[[LocalStack], None]) -> None:

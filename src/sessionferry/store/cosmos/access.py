@@ -44,6 +44,13 @@ class Access:
         return self.is_local if self.may_create is None else self.may_create
 
     @property
+    def url(self) -> str:
+        """The store's URL, for somebody who has the key otherwise."""
+        parts = urlsplit(self.endpoint)
+        scheme = "cosmos+http" if parts.scheme == "http" else "cosmos"
+        return f"{scheme}://{parts.netloc}/{self.database}"
+
+    @property
     def shown(self) -> str:
         """Name account and database without secrets."""
         return f"{urlsplit(self.endpoint).netloc}/{self.database}"

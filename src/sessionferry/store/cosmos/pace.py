@@ -16,6 +16,8 @@ from sessionferry.errors import ThrottledError
 
 FIRST: Final = 8
 """Requests at once, at first."""
+LEAST: Final = 4
+"""Requests at once, at least: one physical partition that throttles must not stop the others."""
 MOST: Final = 64
 """Requests at once, at most: what the client's connections carry without waiting."""
 
@@ -40,7 +42,7 @@ class Window:
     def throttled(self, sent_in: int) -> None:
         """Halve, once for all requests that were under way together."""
         if sent_in == self.epoch:
-            self.size = max(1.0, self.size / 2)
+            self.size = max(float(LEAST), self.size / 2)
             self.epoch += 1
 
 
