@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -57,21 +58,27 @@ def install(folder: Path) -> None:
 
 
 def link(folder: Path) -> None:
-    """Link what requirements.txt names from where it is installed already: the same, but quick."""
-    target = folder / PACKAGES
-    target.mkdir(parents=True)
+    """Link what requirements.txt names from where it is installed already: the same, but quick.
+
+    A folder that belongs to one distribution is linked whole; `azure` and the like belong to many.
+    """
+    places: dict[Path, Path] = {}
+    owners: dict[Path, set[str]] = defaultdict(set)
     for requirement in _required(folder / "requirements.txt"):
         found = distribution(requirement.name)
         assert requirement.specifier.contains(found.version), requirement
-        tops = {file.parts[0] for file in found.files or () if file.parts[0] != ".."}
-        for top in tops - {"__pycache__", "azure"}:
-            (target / top).symlink_to(Path(str(found.locate_file(top))))
-        # `azure` has no owner: each distribution adds its part.
-        for part in {file.parts[1] for file in found.files or () if file.parts[0] == "azure"}:
-            (target / "azure").mkdir(exist_ok=True)
-            place = target / "azure" / part
-            if not place.exists():
-                place.symlink_to(Path(str(found.locate_file(f"azure/{part}"))))
+        for file in found.files or ():
+            if ".." in file.parts or "__pycache__" in file.parts:
+                continue
+            for path in (Path(file), *Path(file).parents[:-1]):
+                owners[path].add(requirement.name)
+                places[path] = Path(str(found.locate_file(path.as_posix())))
+    target = folder / PACKAGES
+    for path in sorted(owners, key=lambda path: len(path.parts)):
+        shared = len(owners[path]) > 1
+        if not shared and (len(path.parts) == 1 or len(owners[path.parent]) > 1):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).symlink_to(places[path])
 
 
 def _required(path: Path) -> Iterator[Requirement]:
