@@ -34,7 +34,6 @@ from tests.support.cosmos.sql import parser
 from tests.support.cosmos.sql.plan import make_plan, needs_client, parameters_of
 from tests.support.cosmos.sql.select import Selection
 
-
 # Headers of requests that are sent by POST, and read all the same.
 QUERIES = ("x-ms-documentdb-isquery", "x-ms-cosmos-is-query-plan-request")
 
