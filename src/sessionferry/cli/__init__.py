@@ -41,6 +41,14 @@ COMMANDS = {
         "reading:verify",
         "Compare source files with what is stored: by count and digest, or byte by byte.",
     ),
+    "delete": Command(
+        "deleting:delete",
+        "Delete a session: documents, quarantine, archived bytes. What comes late stays out.",
+    ),
+    "undelete": Command(
+        "deleting:undelete",
+        "Allow a deleted session to be sent again. What was deleted stays deleted.",
+    ),
     "doctor": Command(
         "doctor:doctor",
         "Check what this machine is set up to use, and say how to mend what is wrong.",
