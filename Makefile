@@ -62,7 +62,7 @@ faults: $(READY)
 functions-runtime: $(READY)
 	$(PYTHON313) -m venv build/functions-runtime
 	build/functions-runtime/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt azure-functions-runtime==$(RUNTIME)
-	$(BIN)/python -m pytest -rA tests/integration/test_functions_runtime.py
+	FERRY_RUNTIME_PYTHON=$(CURDIR)/build/functions-runtime/bin/python $(BIN)/python -m pytest -rA tests/integration/test_functions_runtime.py
 
 fuzz: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m fuzz

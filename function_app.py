@@ -54,3 +54,17 @@ async def redrive(timer: func.TimerRequest) -> None:  # noqa: ARG001
 async def sweep(timer: func.TimerRequest) -> None:  # noqa: ARG001
     """Finish what ended deliveries and deletions have left."""
     await consumer.sweep()
+
+
+@app.function_name("livez")
+@app.route(trigger_arg_name="request", route="livez", methods=[func.HttpMethod.GET])
+async def livez(request: func.HttpRequest) -> func.HttpResponse:  # noqa: ARG001
+    """Say that the process answers."""
+    return func.HttpResponse()
+
+
+@app.function_name("readyz")
+@app.route(trigger_arg_name="request", route="readyz", methods=[func.HttpMethod.GET])
+async def readyz(request: func.HttpRequest) -> func.HttpResponse:  # noqa: ARG001
+    """Say whether store and archive answer, and nothing more: anybody may ask."""
+    return func.HttpResponse(status_code=await consumer.readiness())

@@ -29,6 +29,7 @@ from sessionferry.errors import (
 from sessionferry.identity import UNATTRIBUTED, SessionKey, Stream, session_folder
 
 _REMEMBERED_FOLDERS = 10_000
+_PROBE = "_ready"
 
 
 class ArchivedObject(NamedTuple):
@@ -85,6 +86,15 @@ class Archive:
             raise ArchiveMismatch(f"There is no archived object {key}.") from None
         except (BaseError, OSError) as error:
             raise TransientError(f"The archive did not give {key}: {_brief(error)}") from error
+
+    async def check(self) -> None:
+        """Prove that the object store answers; raises `TransientError` if not."""
+        try:
+            await obstore.head_async(self._store, _PROBE)
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as error:
+            raise TransientError(f"The archive does not answer: {_brief(error)}") from error
 
     async def objects(self, folder: str) -> AsyncIterator[ArchivedObject]:
         """Yield the objects below a folder (all of them below ""), in no particular order."""

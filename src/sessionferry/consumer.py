@@ -1,19 +1,26 @@
 """The Function App's side of ingest: one `Ingest` per process, and messages as it wants them."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Protocol
 
 from sessionferry import dead_letters, sweeping, telemetry, watching
 from sessionferry.archive import Archive, is_folder
 from sessionferry.delivery import Message, Outcome
-from sessionferry.errors import UserError
+from sessionferry.errors import FerryError, UserError
 from sessionferry.ingest import Ingest
 from sessionferry.settings import Settings, endpoints
 from sessionferry.store.opening import open_store
 
+log = logging.getLogger(__name__)
+
+READINESS_SECONDS = 10.0
+"""How long an answer about readiness holds: whoever asks more often costs nothing."""
+READINESS_TIMEOUT = 10.0
 LOCK_SECONDS = 300.0
 """How long a message is ours when the host does not say: the queue's lock duration, PT5M."""
 
@@ -48,6 +55,8 @@ class Consumer:
     def __init__(self) -> None:
         self._ingest: Ingest | None = None
         self._opening = asyncio.Lock()
+        self._readiness = HTTPStatus.SERVICE_UNAVAILABLE
+        self._readiness_until = -1.0
 
     async def take_in(self, messages: Sequence[QueueMessage]) -> list[Outcome]:
         """Bring the messages of one invocation to their final state.
@@ -79,6 +88,24 @@ class Consumer:
         await sweeping.sweep_heads(ingest.store, ingest.archive, seconds=SWEEP_SECONDS)
         if is_folder(settings.inbox or ""):
             await sweeping.sweep_inbox(ingest.inbox, datetime.now(UTC))
+
+    async def readiness(self) -> HTTPStatus:
+        """Return 200 if messages could be taken in now, else 503; asked often, it looks seldom."""
+        if time.monotonic() > self._readiness_until:
+            self._readiness = await self._look()
+            self._readiness_until = time.monotonic() + READINESS_SECONDS
+        return self._readiness
+
+    async def _look(self) -> HTTPStatus:
+        try:
+            async with asyncio.timeout(READINESS_TIMEOUT):
+                ingest = await self._open()
+                await ingest.store.check()
+                await ingest.archive.check()
+        except (FerryError, TimeoutError) as error:
+            log.warning("not ready: %s", error, extra={"event": "not_ready"})
+            return HTTPStatus.SERVICE_UNAVAILABLE
+        return HTTPStatus.OK
 
     async def _open(self) -> Ingest:
         async with self._opening:

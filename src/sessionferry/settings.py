@@ -215,6 +215,8 @@ class LocalStack(BaseModel):
     store: str = Field(repr=False)
     archive: str
     inbox: str
+    http: int | None = None
+    """Port of the function app's HTTP functions, `livez` and `readyz`."""
 
     @classmethod
     def read(cls, data: Path) -> "LocalStack | None":

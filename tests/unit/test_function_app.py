@@ -60,7 +60,7 @@ def test_there_is_one_function_bound_to_the_queue(app_module: ModuleType) -> Non
 def test_the_looks_at_queue_and_store_are_bound_to_timers(app_module: ModuleType) -> None:
     schedules = {}
     for function in app_module.found:
-        (binding,) = json.loads(function.get_function_json())["bindings"]
+        binding = json.loads(function.get_function_json())["bindings"][0]
         if binding["type"] == "timerTrigger":
             schedules[function.get_function_name()] = binding["schedule"]
     assert schedules == {
@@ -69,6 +69,39 @@ def test_the_looks_at_queue_and_store_are_bound_to_timers(app_module: ModuleType
         "redrive": "0 7,22,37,52 * * * *",
         "sweep": "0 17 * * * *",
     }
+
+
+def test_health_is_for_anybody_at_the_usual_paths(app_module: ModuleType) -> None:
+    routes = {}
+    for function in app_module.found:
+        binding = json.loads(function.get_function_json())["bindings"][0]
+        if binding["type"] == "httpTrigger":
+            assert str(binding["authLevel"]).upper() == "ANONYMOUS"
+            assert [str(method) for method in binding["methods"]] == ["GET"]
+            routes[function.get_function_name()] = binding["route"]
+    assert routes == {"livez": "livez", "readyz": "readyz"}
+    http = json.loads((ROOT / "host.json").read_text())["extensions"]["http"]
+    assert http["routePrefix"] == ""
+
+
+def test_readiness_follows_the_store_and_is_looked_at_seldom(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FERRY_STORE", "postgresql://127.0.0.1:1/x")
+    monkeypatch.setenv("FERRY_ARCHIVE", (tmp_path / "archive").as_uri())
+    monkeypatch.setenv("FERRY_INBOX", (tmp_path / "inbox").as_uri())
+
+    async def run() -> None:
+        consumer = Consumer()
+        assert await consumer.readiness() == 503
+        monkeypatch.setenv("FERRY_STORE", f"sqlite:///{tmp_path / 'store.db'}")
+        assert await consumer.readiness() == 503
+        consumer._readiness_until = 0.0
+        assert await consumer.readiness() == 200
+        assert consumer._ingest is not None
+        await consumer._ingest.store.close()
+
+    asyncio.run(run())
 
 
 def test_invocations_are_small_and_complete_by_themselves() -> None:

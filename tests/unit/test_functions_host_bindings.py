@@ -9,6 +9,7 @@ import pytest
 
 from sessionferry.errors import UserError
 from sessionferry.local.functions_host.app import (
+    HttpTrigger,
     ServiceBusTrigger,
     Settings,
     TimerTrigger,
@@ -62,9 +63,9 @@ def _clean_imports(monkeypatch):
 def test_an_app_is_read_through_its_json(tmp_path):
     """Names, triggers, options and settings come out as the decorators put them in."""
     app = _app(tmp_path, APP)
-    ingest, one, sweep = app.functions
-    assert [function.name for function in app.functions] == ["ingest", "one", "sweep"]
-    assert app.not_served == ("http",)
+    ingest, one, sweep, http = app
+    assert [function.name for function in app] == ["ingest", "one", "sweep", "http"]
+    assert http.trigger == HttpTrigger(route="x", methods=())
     assert isinstance(ingest.trigger, ServiceBusTrigger)
     assert (ingest.trigger.queue, ingest.trigger.many, ingest.trigger.binary) == (
         "sessions",

@@ -52,6 +52,7 @@ def _ready(data: Path, stack: LocalStack) -> None:
         f"  data folder   {data}",
         f"  queue         sb://127.0.0.1:{stack.port}/{stack.queue}",
         f"  connect with  the string in {data / 'local.json'}",
+        f"  health        http://127.0.0.1:{stack.http}/readyz",
         "",
         "In another terminal:",
         "  ferry ship                     send sessions",

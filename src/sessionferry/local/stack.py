@@ -114,7 +114,8 @@ class Stack:
         self._broker = await self._started_broker()
         described = self._describe()
         self._host = Child("functions-host", _host_command(self.data), _environment(described))
-        await self._host.start(self.data / "logs")
+        ready = await self._host.start(self.data / "logs")
+        described = described.model_copy(update={"http": ready.get("http")})
         await asyncio.to_thread(described.write, self.data)
         self.described = described
         return described

@@ -30,6 +30,7 @@ def _arguments() -> argparse.Namespace:
         "--app", type=Path, required=True, help="folder of function_app.py and host.json"
     )
     parser.add_argument("--state", type=Path, help="folder where timers remember their last run")
+    parser.add_argument("--http", type=int, default=0, metavar="PORT", help="0: a free one")
     return parser.parse_args()
 
 
@@ -38,8 +39,12 @@ async def serve(host: FunctionsHost) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, host.stop)
     stop_with_supervisor(host.stop)
-    host.start()
-    ready = {"event": "functions_host_ready", "functions": host.functions}
+    await host.start()
+    ready = {
+        "event": "functions_host_ready",
+        "functions": host.functions,
+        "http": host.http_port,
+    }
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()
     await host.wait()
@@ -55,7 +60,9 @@ def main() -> int:
     )
     logging.getLogger("azure").setLevel(logging.WARNING)
     try:
-        host = FunctionsHost(arguments.app, state_dir=arguments.state, on_hang=_die)
+        host = FunctionsHost(
+            arguments.app, state_dir=arguments.state, on_hang=_die, http_port=arguments.http
+        )
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

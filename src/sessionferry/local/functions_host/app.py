@@ -23,7 +23,6 @@ from sessionferry.local.functions_host.ncrontab import Schedule
 
 _MODULE: Final = "function_app"
 _DEFAULT_CONNECTION: Final = "ServiceBus"  # the real host puts AzureWebJobs before it
-_HTTP: Final = "httpTrigger"
 _PLACEHOLDER: Final = re.compile(r"%([^%]+)%")
 
 
@@ -60,6 +59,14 @@ class TimerTrigger:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HttpTrigger:
+    """An `httpTrigger`; without methods it takes any."""
+
+    route: str
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Function:
     """One function of the app: what to call, with which parameter, and when."""
 
@@ -67,7 +74,7 @@ class Function:
     handler: Callable[..., Any]
     parameter: str
     wants_context: bool
-    trigger: ServiceBusTrigger | TimerTrigger
+    trigger: ServiceBusTrigger | TimerTrigger | HttpTrigger
 
     @property
     def is_async(self) -> bool:
@@ -113,32 +120,25 @@ def _connection_string(name: str, value: str) -> str:
     return value
 
 
-@dataclass(frozen=True)
-class App:
-    """The functions that this host serves, and the names of those that it does not."""
-
-    functions: tuple[Function, ...]
-    not_served: tuple[str, ...]
-
-
-def load_app(folder: Path, settings: Settings) -> App:
+def load_app(folder: Path, settings: Settings) -> list[Function]:
     """Import the app and read its functions; raises `UserError` for what cannot be served."""
-    served: list[Function] = []
-    not_served: list[str] = []
-    for definition in _function_app(_import(folder)).get_functions():
-        name = definition.get_function_name() or ""
-        bindings = json.loads(definition.get_function_json())["bindings"]
-        if any(binding["type"] == _HTTP for binding in bindings):
-            not_served.append(name)
-        else:
-            served.append(read_function(name, definition.get_user_function(), bindings, settings))
-    return App(tuple(served), tuple(not_served))
+    return [
+        read_function(
+            definition.get_function_name() or "",
+            definition.get_user_function(),
+            json.loads(definition.get_function_json())["bindings"],
+            settings,
+        )
+        for definition in _function_app(_import(folder)).get_functions()
+    ]
 
 
 def read_function(
     name: str, handler: Callable[..., Any], bindings: list[dict[str, Any]], settings: Settings
 ) -> Function:
     """Read one function's bindings, as its JSON has them."""
+    # What an HTTP function returns is a binding, too.
+    bindings = [binding for binding in bindings if binding["type"] != "http"]
     if len(bindings) != 1:
         types = ", ".join(binding["type"] for binding in bindings) or "none"
         raise UserError(
@@ -158,12 +158,15 @@ def read_function(
 
 def _read_trigger(
     name: str, binding: dict[str, Any], settings: Settings
-) -> ServiceBusTrigger | TimerTrigger:
+) -> ServiceBusTrigger | TimerTrigger | HttpTrigger:
     match binding["type"]:
         case "serviceBusTrigger":
             return _service_bus(name, binding, settings)
         case "timerTrigger":
             return _timer(name, binding, settings)
+        case "httpTrigger":
+            methods = tuple(str(method).upper() for method in binding.get("methods") or ())
+            return HttpTrigger(route=binding.get("route") or name, methods=methods)
         case other:
             raise UserError(f"Function {name}: this host does not serve the trigger {other}.")
 

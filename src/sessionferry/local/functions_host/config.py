@@ -73,8 +73,15 @@ class ServiceBusOptions(_Section):
         return self
 
 
+class HttpOptions(_Section):
+    """The section `extensions.http`."""
+
+    route_prefix: str = "api"
+
+
 class _Extensions(_Section):
     service_bus: ServiceBusOptions = ServiceBusOptions()
+    http: HttpOptions = HttpOptions()
 
 
 class HostConfig(_Section):
@@ -87,6 +94,11 @@ class HostConfig(_Section):
     def service_bus(self) -> ServiceBusOptions:
         """The section `extensions.serviceBus`."""
         return self.extensions.service_bus
+
+    @property
+    def route_prefix(self) -> str:
+        """What stands before every route."""
+        return self.extensions.http.route_prefix
 
 
 def read_host_config(path: Path) -> HostConfig:

@@ -10,11 +10,13 @@ from typing import Any, Final, Self
 
 from sessionferry.local.functions_host.app import (
     Function,
-    ServiceBusTrigger,
+    HttpTrigger,
     Settings,
+    TimerTrigger,
     load_app,
 )
 from sessionferry.local.functions_host.config import read_host_config
+from sessionferry.local.functions_host.http import HttpListener
 from sessionferry.local.functions_host.queues import QueueListener
 from sessionferry.local.functions_host.timers import TimerListener
 from sessionferry.local.functions_host.worker import FunctionTimedOut, Worker
@@ -39,33 +41,41 @@ class FunctionsHost:
         state_dir: Path | None = None,
         drain_timeout: float = DRAIN_TIMEOUT,
         on_hang: Callable[[], None] | None = None,
+        http_port: int = 0,
     ) -> None:
         folder = app_dir.resolve()
         self._config = read_host_config(folder / "host.json")
-        self._app = load_app(folder, Settings(os.environ if settings is None else settings))
+        self._functions = load_app(folder, Settings(os.environ if settings is None else settings))
         self._worker = Worker(folder, self._config.function_timeout, on_hang)
         self._stopping = asyncio.Event()
         self._state_dir = state_dir
         self._drain_timeout = drain_timeout
         self._tasks: list[asyncio.Task[None]] = []
+        self._wanted_port = http_port
+        self._http: HttpListener | None = None
+        self.http_port: int | None = None
+        """Where HTTP functions are served, once started; None without any."""
 
     @property
     def functions(self) -> list[str]:
         """The names of the functions that are served."""
-        return [function.name for function in self._app.functions]
+        return [function.name for function in self._functions]
 
     async def run(self) -> None:
         """Serve until `stop`; raises as `wait` does."""
-        self.start()
+        await self.start()
         await self.wait()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the listeners; a broker that is away does not matter."""
-        for name in self._app.not_served:
-            log.info("function=%s is an HTTP function, which this host does not serve", name)
-        for function in self._app.functions:
-            listener = self._listener(function)
-            self._tasks.append(asyncio.create_task(listener.run(), name=function.name))
+        requested = [it for it in self._functions if isinstance(it.trigger, HttpTrigger)]
+        if requested:
+            self._http = HttpListener(requested, self._config.route_prefix, self._worker)
+            self.http_port = await self._http.start(self._wanted_port)
+        for function in self._functions:
+            if function not in requested:
+                listener = self._listener(function)
+                self._tasks.append(asyncio.create_task(listener.run(), name=function.name))
 
     def stop(self) -> None:
         """Receive no more; running invocations finish."""
@@ -88,7 +98,7 @@ class FunctionsHost:
             raise FunctionTimedOut("A function ran longer than functionTimeout.")
 
     async def __aenter__(self) -> Self:
-        self.start()
+        await self.start()
         return self
 
     async def __aexit__(
@@ -102,7 +112,9 @@ class FunctionsHost:
 
     def _listener(self, function: Function) -> QueueListener | TimerListener:
         trigger = function.trigger
-        if not isinstance(trigger, ServiceBusTrigger):
+        if isinstance(trigger, HttpTrigger):
+            raise TypeError("Requests have a listener of their own.")
+        if isinstance(trigger, TimerTrigger):
             return TimerListener(function, trigger, self._worker, self._stopping, self._state_dir)
         if not trigger.binary:
             log.warning(
@@ -115,6 +127,8 @@ class FunctionsHost:
     async def _drain(self) -> None:
         """Let the listeners end; the worker is closed whatever happens."""
         try:
+            if self._http is not None:
+                await self._http.close()
             if not self._tasks:
                 return
             done, late = await asyncio.wait(self._tasks, timeout=self._drain_timeout)

@@ -57,11 +57,25 @@ class Worker:
         self, function: Function, build: Callable[[], object], *, messages: int = 0
     ) -> bool:
         """Call a function with what `build` makes; log the outcome and say if it returned."""
+        error, _ = await self._outcome(function, build, messages)
+        return error is None
+
+    async def respond(self, function: Function, build: Callable[[], object]) -> object:
+        """Call a function likewise, and return what it returned; raises what it raised."""
+        error, value = await self._outcome(function, build, 0)
+        if error is not None:
+            raise error
+        return value
+
+    async def _outcome(
+        self, function: Function, build: Callable[[], object], messages: int
+    ) -> tuple[Exception | None, object]:
         invocation_id = str(uuid.uuid4())
         started = time.monotonic()
         error: Exception | None = None
+        value: object = None
         try:
-            await self._guarded(function, build(), invocation_id)
+            value = await self._guarded(function, build(), invocation_id)
         except Exception as raised:  # noqa: BLE001 - whatever the app raises is its outcome
             error = raised
         log.log(
@@ -74,13 +88,13 @@ class Worker:
             invocation_id,
             exc_info=error,
         )
-        return error is None
+        return error, value
 
     def close(self) -> None:
         """Take no more work; threads that still run are left to themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _guarded(self, function: Function, value: object, invocation_id: str) -> None:
+    async def _guarded(self, function: Function, value: object, invocation_id: str) -> object:
         call = asyncio.ensure_future(self._call(function, value, invocation_id))
         death = asyncio.ensure_future(self.dead.wait())
         watchdog = self._watch()
@@ -91,8 +105,7 @@ class Worker:
             if call.cancelled():
                 raise RuntimeError("The function was cancelled from within.")
             if call.done():
-                call.result()
-                return
+                return call.result()
         finally:
             watchdog.cancel()
             call.cancel()
@@ -102,7 +115,7 @@ class Worker:
         self.dead.set()
         raise FunctionTimedOut(f"Function {function.name} ran longer than {self._timeout:g} s.")
 
-    async def _call(self, function: Function, value: object, invocation_id: str) -> None:
+    async def _call(self, function: Function, value: object, invocation_id: str) -> object:
         arguments = {function.parameter: value}
         if function.wants_context:
             arguments["context"] = Context(
@@ -112,18 +125,17 @@ class Worker:
                 thread_local_storage=self._local,
             )
         if function.is_async:
-            await function.handler(**arguments)
-            return
+            return await function.handler(**arguments)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(
+        return await loop.run_in_executor(
             self._threads, self._in_thread, function.handler, arguments, invocation_id
         )
 
     def _in_thread(
         self, handler: Callable[..., Any], arguments: dict[str, object], invocation_id: str
-    ) -> None:
+    ) -> object:
         self._local.invocation_id = invocation_id
-        handler(**arguments)
+        return handler(**arguments)
 
     def _watch(self) -> threading.Timer:
         """A timer in a thread, for a function that blocks the loop on which its timeout runs."""
