@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -143,6 +145,18 @@ def test_what_is_not_there_is_not_found(client: CosmosClient) -> None:
     refused(404, tests.get_container_client("none").read)
     refused(404, tests.get_container_client("none").read_item, "i", "p")
     refused(404, tests.delete_container, "none")
+
+
+def test_a_client_finds_a_container_again_that_was_made_anew(client: CosmosClient) -> None:
+    database = client.get_database_client("tests")
+    container = database.create_container("anew", KEY)
+    container.create_item(item(1))
+    database.delete_container("anew")
+    database.create_container("anew", KEY)
+
+    container.create_item(item(2))
+
+    assert [one["id"] for one in container.read_all_items()] == ["i2"]
 
 
 def test_databases_and_containers_are_listed_and_deleted(client: CosmosClient) -> None:
@@ -919,6 +933,14 @@ def test_a_filter_on_an_excluded_path_costs_like_a_scan(sessions: ContainerProxy
     assert cost_of("c.n = 7") < cost_of("c.payload = 'y'")
 
 
+def test_the_first_of_many_cost_less_than_all(sessions: ContainerProxy) -> None:
+    def cost_of(start: str) -> float:
+        query = f"SELECT {start} * FROM c ORDER BY c.n"  # noqa: S608
+        return charge(sessions.query_items, query, partition_key="p7")
+
+    assert cost_of("TOP 1") < cost_of("TOP 3") < cost_of("")
+
+
 # ---------------------------------------------------------------- who may ask
 
 
@@ -1227,6 +1249,29 @@ def test_the_process_keeps_what_it_answered_for_through_a_kill(tmp_path: Path) -
             assert container.read()["defaultTtl"] == -1
             container.create_item(item(5))
             assert [one["id"] for one in container.read_all_items()] == ["i1", "i2", "i5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--port", "{port}"], "Cannot listen on 127.0.0.1, port {port}"),
+        (["--key", "no base64!"], "--key must be base64"),
+    ],
+)
+def test_the_process_says_why_it_does_not_start(
+    cosmos: RunningCosmos, arguments: list[str], sentence: str
+) -> None:
+    port = cosmos.endpoint.rstrip("/").rpartition(":")[2]
+    command = [sys.executable, "-m", "tests.support.cosmos"]
+    command += [argument.format(port=port) for argument in arguments]
+
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=GUIDE.parents[2]
+    )
+
+    assert ended.returncode != 0
+    assert sentence.format(port=port) in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_faults_and_counts_of_the_process_go_over_http() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import base64
 import gc
 import json
 import signal
@@ -22,7 +23,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--key", default=EMULATOR_KEY, help="base64; default: the emulator's key")
     parser.add_argument("--data", type=Path, help="a SQLite file that keeps everything")
     parser.add_argument("--physical-partitions", type=int, default=4)
-    return parser.parse_args()
+    given = parser.parse_args()
+    try:
+        base64.b64decode(given.key, validate=True)
+    except ValueError:
+        parser.error("--key must be base64.")
+    return given
 
 
 async def serve(options: argparse.Namespace) -> None:
@@ -34,7 +40,10 @@ async def serve(options: argparse.Namespace) -> None:
         journal=SqliteJournal(options.data) if options.data is not None else None,
     )
     server = CosmosServer(account, authority=Authority(options.key))
-    endpoint = await server.start(options.host, options.port)
+    try:
+        endpoint = await server.start(options.host, options.port)
+    except OSError as error:
+        sys.exit(f"Cannot listen on {options.host}, port {options.port}: {error.strerror}.")
     sys.stdout.write(json.dumps({"endpoint": endpoint}) + "\n")
     sys.stdout.flush()
     stop = asyncio.Event()

@@ -10,6 +10,7 @@ publish, and good for comparing ways to do the same work, not for forecasting a 
   that finds nothing cost 1.24 RU; a batch costs the sum of its operations.
 - Assumed for queries: 2.3 RU to begin with, 0.1 RU and a tenth of a point read's size-dependent
   part per item that has to be looked at: those that an index leaves, or every one of a scan.
+  A page, TOP and LIMIT pay their share of that.
 """
 
 MISS = 1.24

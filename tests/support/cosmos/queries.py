@@ -137,7 +137,8 @@ class Searcher:
             share = 1.0 if place is None else 0.0
         else:
             page = _rows(matches, selection, size, place)
-            share = len(page.documents) / total if place or page.continuation else 1.0
+            partly = place or page.continuation or selection.window[1] is not None
+            share = len(page.documents) / total if partly else 1.0
         charge = cost.query(
             round(matches.items_looked_at * share), round(matches.bytes_looked_at * share)
         )
