@@ -282,6 +282,15 @@ def test_completion_is_never_read_off_the_end_event() -> None:
         ({"data": {"parent_id": "p"}}, {"parent_id": "p"}),
         ({"data": {"parent_id": None, "parent": "p"}}, {}),
         ({"event": "session:fork", "data": {"parent": "p"}}, {"parent_id": "p"}),
+        (
+            {"event": "tool:post", "data": {"result": {"success": False, "error": "no"}}},
+            {"status": "error", "error": "no"},
+        ),
+        (
+            {"event": "tool:post", "status": "late", "data": {"tool_result": {"success": False}}},
+            {"status": "late"},
+        ),
+        ({"event": "tool:post", "data": {"result": {"success": True, "error": None}}}, {}),
         ({"data": {"model": "", "provider": 7}}, {}),
         ({"data": "text"}, {}),
         ({"data": None}, {}),
@@ -341,7 +350,74 @@ def test_plain_json_lines_have_a_time_where_it_is_easy_to_see(key: str) -> None:
 
 def test_plain_json_lines_skip_a_time_that_is_none() -> None:
     line = {"timestamp": "soon", "created_at": TIME, "model": "m", "status": "ok", "role": "user"}
-    assert jsonl("events", line) == Meaning({"model": "m", "status": "ok"}, AS_UTC)
+    summary = {"model": "m", "role": "user", "status": "ok"}
+    assert jsonl("events", line) == Meaning(summary, AS_UTC)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 2}, Usage(10, 2)),
+        (
+            {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 7}},
+            Usage(3, 0, 7),
+        ),
+        (
+            {"input_tokens": 10, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 7}},
+            Usage(3, 2, 7),
+        ),
+        (
+            {
+                "input_tokens": 10,
+                "output_tokens": 2,
+                "cache_read_input_tokens": 7,
+                "cache_creation_input_tokens": 4,
+            },
+            Usage(10, 2, 7, 4),
+        ),
+        ({"prompt_tokens": -1, "completion_tokens": "2", "prompt_tokens_details": []}, Usage()),
+        ({}, Usage()),
+    ],
+)
+@pytest.mark.parametrize("inside", [None, "message", "response"])
+def test_plain_json_lines_state_usage_in_two_spellings(
+    usage: dict[str, Any], expected: Usage, inside: str | None
+) -> None:
+    stated = {"usage": usage, "model": "m"}
+    meaning = jsonl("transcript", {inside: stated} if inside else stated)
+    assert meaning.usage == expected
+    assert meaning.summary["model"] == "m"
+
+
+def test_plain_json_lines_say_what_a_tool_did() -> None:
+    line = {
+        "role": "tool",
+        "name": "bash",
+        "tool_call_id": "t",
+        "error": {"message": "no"},
+        "duration_ms": 5,
+        "cost_usd": "0.5",
+        "message": {"role": "ignored", "cost_usd": "9"},
+    }
+    meaning = jsonl("transcript", line)
+    assert meaning.summary == {
+        "role": "tool",
+        "tool_name": "bash",
+        "tool_call_id": "t",
+        "error": "no",
+        "duration_ms": 5,
+        "cost_usd": "0.5",
+    }
+    assert meaning.cost == COST_SCALE // 2
+
+
+def test_plain_json_lines_say_where_they_come_from() -> None:
+    line = {"cwd": "/srv/app", "parent_id": "p", "message": {"model": "m"}}
+    assert FORMATS["jsonl"].about("transcript", line) == {
+        "working_dir": "/srv/app",
+        "parent_id": "p",
+        "model": "m",
+    }
 
 
 # ---------------------------------------------------------------- every format

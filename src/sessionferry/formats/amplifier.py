@@ -82,8 +82,18 @@ def _event(line: dict[str, Any]) -> Meaning:
         summary["parent_id"] = parent
     if name == "llm:response":
         _account(data, meaning)
+    elif name == "tool:post":
+        _read_result(data.get("result", data.get("tool_result")), summary)
     meaning.lifecycle = lifecycle("events", line, summary)
     return meaning
+
+
+def _read_result(result: object, summary: dict[str, Any]) -> None:
+    """Say that a tool failed, unless the event itself has a status."""
+    if isinstance(result, dict) and result.get("success") is False:
+        summary.setdefault("status", "error")
+        if error := result.get("error"):
+            summary.setdefault("error", brief(error))
 
 
 def _account(data: dict[str, Any], meaning: Meaning) -> None:
