@@ -22,6 +22,9 @@ from sessionferry.identity import check_part
 from sessionferry.settings import Settings
 
 IDENTITY_FILE = "identity.json"
+MAX_REWRITTEN = 10_000
+"""Rewritten streams that are remembered one by one; beyond, every stream counts as rewritten."""
+_EVERY = "*"
 REDACTION_FILE = "redaction.json"
 
 
@@ -57,6 +60,25 @@ class Identity:
         self._file = self._file | {"spools": spools | {destination: spool_id}}
         _write(self.path, self._file)
         return False
+
+    def note_rewritten(self, stream: str) -> None:
+        """Remember that a stream that is only appended to began a generation of its own.
+
+        Should its spool be lost, it must not begin at generation 0 again: that would be superseded.
+        """
+        if self.was_rewritten(stream):
+            return
+        self._file = _read_or_create(self.path)
+        named = sorted({*self._file.get("rewritten", ()), _digest(stream)})
+        if len(named) > MAX_REWRITTEN:
+            named = [_EVERY]
+        self._file = self._file | {"rewritten": named}
+        _write(self.path, self._file)
+
+    def was_rewritten(self, stream: str) -> bool:
+        """Whether that was noted of a stream."""
+        named = self._file.get("rewritten", ())
+        return _EVERY in named or _digest(stream) in named
 
 
 def redaction_key(folder: Path) -> bytes:
@@ -174,6 +196,10 @@ def _written(path: Path, identity: dict[str, Any]) -> Path:
     except OSError as error:
         raise UserError(f"The identity file {path} cannot be written: {error}") from None
     return candidate
+
+
+def _digest(stream: str) -> str:
+    return hashlib.sha256(stream.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _login() -> str:

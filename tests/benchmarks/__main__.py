@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from tests.benchmarks import (
+    agent,
     backlog,
     broker,
     core,
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     small_mb: int = 20
     memory_mb: int = 300
     long_mb: int = 200
+    agent_mb: int = 1_000
     core_runs: int = 5
     path_runs: int = 3
     path_sample: int = 800
@@ -51,6 +53,7 @@ QUICK = Plan(
     40,
     6,
     80,
+    130,
     130,
     core_runs=3,
     path_runs=1,
@@ -149,6 +152,10 @@ def _memory(made: Fleets, _plan: Plan) -> Iterator[Figure]:
     yield from path.measure_memory(made.memory())
 
 
+def _agent(made: Fleets, plan: Plan) -> Iterator[Figure]:
+    yield from agent.measure(made.long(), plan.agent_mb, plan.path_runs)
+
+
 def _cosmos(made: Fleets, plan: Plan) -> Iterator[Figure]:
     how_much = (plan.cosmos_documents, plan.cosmos_sample, plan.cosmos_runs)
     yield from cosmos.measure(made.small(), *how_much)
@@ -163,6 +170,7 @@ _PARTS = {
     "broker": _broker,
     "backlog": _backlog,
     "memory": _memory,
+    "agent": _agent,
     "cosmos": _cosmos,
 }
 

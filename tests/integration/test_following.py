@@ -50,6 +50,7 @@ class Machine:
         self.trouble: Exception | None = None
         self.habits = HABITS
         self.opened = 0
+        self.roots = [self.home]
 
     @property
     def queue(self) -> list[Batch]:
@@ -72,7 +73,7 @@ class Machine:
             Checked(OpenGate()),
             identity,
             scan=lambda: look([self.home], "anna", None),
-            roots=[self.home],
+            roots=self.roots,
             open_link=self.link,
             habits=self.habits,
             spool_was_lost=identity.knew_spool("queue", spool.id),
@@ -169,12 +170,12 @@ async def test_a_new_session_and_a_new_project_are_found(machine: Machine) -> No
 
 
 async def test_rotation_loses_nothing_of_the_old_file(machine: Machine) -> None:
-    machine.habits = HABITS._replace(timing=Timing(0.8, 200_000, 5.0))
+    machine.habits = HABITS._replace(timing=Timing(2.0, 200_000, 5.0))
     path = machine.write("events.jsonl", lines(0))
-    async with machine.agent():
+    async with machine.agent() as agent:
         await machine.has(lines(0))
         machine.append("events.jsonl", lines(3))
-        await asyncio.sleep(0.5)
+        await until(lambda: bool(agent._tail._held))
         path.rename(path.with_name("events.jsonl.1"))
         machine.write("events.jsonl", lines(100))
         await machine.has(lines(100))
@@ -252,6 +253,29 @@ async def test_a_rewrite_of_a_lost_spools_file_wins(machine: Machine) -> None:
     assert len(generations(of(machine.queue, "lines", "transcript"))) == 2
 
 
+async def test_a_lost_spool_does_not_send_a_rewritten_log_as_an_old_one(machine: Machine) -> None:
+    """A log that was cut once is above generation 0, and the store takes nothing below that."""
+    machine.write("events.jsonl", lines(0, 9))
+    async with machine.agent():
+        await machine.has(lines(0, 9))
+        machine.write("events.jsonl", lines(70, 2))
+        await machine.has(lines(70, 2))
+    machine.spool_path.unlink()
+    machine.append("events.jsonl", lines(72, 2))
+    async with machine.agent():
+        await machine.has(lines(70, 4))
+    assert max(generations(of(machine.queue, "lines", "events"))) > 0
+
+
+async def test_where_nothing_is_reported_the_scans_find_what_changed(machine: Machine) -> None:
+    """A single file is not watched: whoever replaces it would end the watching."""
+    machine.roots = [machine.write("events.jsonl", lines(0))]
+    async with machine.agent():
+        await machine.has(lines(0))
+        machine.append("events.jsonl", lines(3))
+        await machine.has(lines(0, 6))
+
+
 # ------------------------------------------------------------ what is in files
 
 
@@ -322,12 +346,12 @@ async def test_folders_may_vanish_and_come_back(machine: Machine) -> None:
 
 
 async def test_what_was_written_before_a_file_is_deleted_arrives(machine: Machine) -> None:
-    machine.habits = HABITS._replace(timing=Timing(1.0, 200_000, 5.0))
+    machine.habits = HABITS._replace(timing=Timing(2.0, 200_000, 5.0))
     path = machine.write("events.jsonl", lines(0))
-    async with machine.agent():
+    async with machine.agent() as agent:
         await machine.has(lines(0))
         machine.append("events.jsonl", lines(3))
-        await asyncio.sleep(0.6)
+        await until(lambda: bool(agent._tail._held))
         path.unlink()
         await machine.has(lines(0, 6))
 

@@ -186,3 +186,19 @@ def test_the_identity_context_initializes_itself_and_then_stays(
     assert IdentityContext.get_user_id() == "anna"
     IdentityContext.initialize()
     assert IdentityContext.get_user_id() == "bert"
+
+
+def test_rewritten_streams_are_remembered_and_beyond_a_bound_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = Identity(tmp_path)
+    assert not identity.was_rewritten("a|events")
+    identity.note_rewritten("a|events")
+    identity.note_rewritten("a|events")
+    again = Identity(tmp_path)
+    assert (again.was_rewritten("a|events"), again.was_rewritten("b|events")) == (True, False)
+    assert again.host_id == identity.host_id
+    monkeypatch.setattr("sessionferry.host.MAX_REWRITTEN", 2)
+    for name in ("b", "c"):
+        again.note_rewritten(name)
+    assert Identity(tmp_path).was_rewritten("anything")

@@ -246,8 +246,9 @@ class Collector:
         known, rules = file.known, self._gate.rules
         fresh = max(_file_time(file.state) // 1_000_000, 1)
         if known is None:
-            lost = (self._spool_was_lost and file.source.is_rewritable) or self._supersede
-            return Known(fresh if lost else 0, rules), hashlib.sha256()
+            lost = self._spool_was_lost and self._may_be_rewritten(file)
+            generation = fresh if lost or self._supersede else 0
+            return self._begun(file, Known(generation, rules)), hashlib.sha256()
         if not self._supersede and known.rules == rules:
             digest = self._digest_of_the_same(file, known)
             if digest is not None and _keeps_tail(file, known):
@@ -257,7 +258,17 @@ class Collector:
                 return Known(known.generation, rules), hashlib.sha256()
         file.content.seek(0)
         self.report.rewritten += 1
-        return Known(max(known.generation + 1, fresh), rules), hashlib.sha256()
+        anew = Known(max(known.generation + 1, fresh), rules)
+        return self._begun(file, anew), hashlib.sha256()
+
+    def _may_be_rewritten(self, file: "_File") -> bool:
+        return file.source.is_rewritable or self._identity.was_rewritten(_name(file))
+
+    def _begun(self, file: "_File", anew: Known) -> Known:
+        """Note where a spool that is lost would be missed: before anything of it is spooled."""
+        if anew.generation and not file.source.is_rewritable:
+            self._identity.note_rewritten(_name(file))
+        return anew
 
     def _digest_of_the_same(self, file: "_File", known: Known) -> "hashlib._Hash | None":
         """Hash what was read already; None if the file does not begin with it any more.
@@ -456,6 +467,10 @@ class _Stream:
     def at_place(self, carry: Carry | None) -> Known:
         """Say what is known at this place, where a batch ends."""
         return replace(self.here, prefix_sha256=self.digest.hexdigest(), carry=carry)
+
+
+def _name(file: _File) -> str:
+    return f"{file.id.key.partition_key}|{file.id.role}"
 
 
 def _inode(state: os.stat_result) -> tuple[int, int]:

@@ -39,6 +39,8 @@ LONGEST_PAUSE = 300.0
 """Seconds at most between attempts to send."""
 ROOM_SECONDS = 1.0
 """How often a full spool is looked at again."""
+WATCHED_SCANS = 10
+"""How much rarer scans are where the file system reports changes."""
 RESCAN_SECONDS = 5.0
 """Least time between scans that unknown files ask for."""
 STOP_SECONDS = 10.0
@@ -148,7 +150,7 @@ class Agent:
                 changed = await self._next_changes(changes, scanned)
                 unknown = self._tail.changed(changed)
                 since = self._loop.time() - scanned
-                if since >= self._habits.scan_seconds or (unknown and since >= RESCAN_SECONDS):
+                if since >= self._scan_every(changes) or (unknown and since >= RESCAN_SECONDS):
                     await self._scan()
                     changes.renew()
                     scanned = self._loop.time()
@@ -161,11 +163,15 @@ class Agent:
     async def _next_changes(self, changes: "_Changes", scanned: float) -> set[Path]:
         """Wait for the file system, the next file that is due, the next scan, or the end."""
         now = self._loop.time()
-        until = scanned + self._habits.scan_seconds - now
+        until = scanned + self._scan_every(changes) - now
         due = self._tail.next_time()
         if due is not None:
             until = min(until, due - time.monotonic())
         return await changes.within(max(until, 0.0), self._stopping)
+
+    def _scan_every(self, changes: "_Changes") -> float:
+        """Return the seconds between looks at all files: few where changes are reported anyway."""
+        return self._habits.scan_seconds * (WATCHED_SCANS if changes.are_reported else 1)
 
     async def _collect_due(self) -> None:
         due = self._tail.due()
@@ -309,6 +315,12 @@ class _Changes:
             self._watched = there
             self._task = asyncio.create_task(self._watch(there)) if there else None
 
+    @property
+    def are_reported(self) -> bool:
+        """Whether all that is followed is watched by the file system."""
+        is_watching = self._task is not None and not self._task.done()
+        return is_watching and len(self._watched) == len(self._roots)
+
     async def within(self, seconds: float, stopping: asyncio.Event) -> set[Path]:
         """Return what changed as soon as something does; nothing after so many seconds."""
         waits = [asyncio.create_task(event.wait()) for event in (self._news, stopping)]
@@ -341,7 +353,7 @@ async def _events(roots: set[Path], stop: asyncio.Event) -> AsyncIterator[set[Pa
         *roots,
         watch_filter=None,
         stop_event=stop,
-        step=500,
+        step=200,
         debounce=1000,
         force_polling=False,
         ignore_permission_denied=True,
