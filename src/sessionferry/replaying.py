@@ -152,7 +152,12 @@ async def _send_unit(unit: Unit, archive: Archive, publisher: Publisher) -> None
         name = str(entry.get("message_id") or "")
         await publisher.send_again(body, name, entry.get("content_encoding"))
         return
-    body = await archive.get(unit.archive_key)
+    await send_archived(unit.archive_key, archive, publisher)
+
+
+async def send_archived(key: str, archive: Archive, publisher: Publisher) -> None:
+    """Send an archived batch to the queue; raises `PermanentError` when it is none."""
+    body = await archive.get(key)
     try:
         batch = decode(body, limits=Limits(inline_bytes=Limits().claimed_bytes))
     except BadBatch as error:

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from sessionferry import head_store
+from sessionferry import counting, head_store
 from sessionferry.archive import Archive
+from sessionferry.batch import utc_now
 from sessionferry.coverage import Coverage
 from sessionferry.deletion import delete_session
 from sessionferry.errors import ItemChanged, UserError
@@ -37,6 +38,7 @@ class Swept(NamedTuple):
     heads: int = 0
     garbage: int = 0
     deletions: int = 0
+    marks: int = 0
     late_lines: int = 0
     late_objects: int = 0
 
@@ -74,7 +76,17 @@ async def sweep_heads(
 
 
 async def sweep_head(store: Store, archive: Archive, head: Head, *, dry_run: bool = False) -> Swept:
-    """Finish one session: its deletion, its garbage, and what was written too late for either."""
+    """Finish one session: lines that a writer left uncounted, its deletion, its garbage, and what
+    was written too late for either.
+    """
+    left = [mark for mark in head.dirty if mark.until < utc_now()]
+    if left and not dry_run:
+        head = await counting.recover(store, archive, head, utc_now())
+    found = await _sweep_counted(store, archive, head, dry_run=dry_run)
+    return found._replace(marks=len(left))
+
+
+async def _sweep_counted(store: Store, archive: Archive, head: Head, *, dry_run: bool) -> Swept:
     if head.tombstone is None:
         late = await _late_lines(store, head, _superseded(head))
         if not dry_run and (late or head.garbage):

@@ -2,19 +2,25 @@
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from azure.servicebus import ServiceBusClient, ServiceBusMessage, ServiceBusSubQueue
 
-from sessionferry.archive import Archive
+from sessionferry.archive import Archive, batch_key
+from sessionferry.batch import encode
 from sessionferry.consumer import open_ingest
 from sessionferry.delivery import Message
+from sessionferry.orphans import ORPHAN_DAYS
 from sessionferry.settings import Settings
 from support.broker import RunningBroker, forget_leaked_sockets
 from support.commands import CommandServer
-from support.stack import Ferry, RunningStack
+from support.stack import Ferry, RunningStack, wait_for
+from support.strategies import batch
 
 OUTAGE = "MaxDeliveryCountExceeded"
 
@@ -181,3 +187,21 @@ def test_the_quarantine_goes_through_the_running_app_and_what_is_wrong_stays(
     assert again["created_at"] > entry["created_at"]
     assert ferry.verify(source)[0]["quarantined"] == 1
     assert ferry.run("sweep", "--json").json["heads"] >= 1
+
+
+def test_archived_bytes_that_no_head_counts_are_sent_home(
+    stack: RunningStack, ferry: Ferry
+) -> None:
+    made = batch(b'{"event": "e"}\n', user_id="orphan")
+    path = stack.data / "archive" / batch_key(made.header, made.id)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(encode(made))
+    assert ferry.run("orphans", "--json").json["uncounted"] == []
+    old = time.time() - timedelta(days=ORPHAN_DAYS + 1).total_seconds()
+    os.utime(path, (old, old))
+    (orphan,) = ferry.run("orphans", "--json", code=3).json["uncounted"]
+    assert orphan["key"] == batch_key(made.header, made.id)
+    assert "1 were sent" in ferry.run("orphans", "--send").stdout
+    assert wait_for(lambda: "no orphans" in ferry.run("orphans", code=None).stdout, 30)
+    (session,) = ferry.run("sessions", "--user", "orphan", "--json").json
+    assert session["event_count"] == 1

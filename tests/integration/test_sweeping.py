@@ -14,9 +14,10 @@ from sessionferry import head_store, heads
 from sessionferry.archive import Archive
 from sessionferry.batch import Batch, encode, utc_now
 from sessionferry.consumer import Consumer
+from sessionferry.coverage import Coverage
 from sessionferry.deletion import delete_session, undelete_session
 from sessionferry.delivery import Message
-from sessionferry.heads import Delivery, Head, Tombstone
+from sessionferry.heads import Delivery, Head, Mark, Tombstone
 from sessionferry.identity import SessionKey, session_folder
 from sessionferry.ingest import Ingest
 from sessionferry.store import Store
@@ -120,6 +121,19 @@ async def test_a_deletion_that_was_interrupted_is_finished_once_it_is_old(world:
     assert await world.left() == (0, 0, 0)
 
 
+async def test_lines_of_a_writer_that_ended_are_counted(world: World) -> None:
+    """It marked the head, wrote its documents, and ended before it counted them."""
+    await write_late(world.store, session_id="marked")
+    key = header(session_id="marked").key
+    for until, dirty in (("2999-01-01T00:00:00.000Z", 1), (LONG_AGO, 0)):
+        wanted = Mark(id="w", stream="events", generation=0, lines=Coverage.of((0, 5)), until=until)
+        await head_store.change_head(world.store, key, lambda head, it=wanted: heads.mark(head, it))
+        assert (await world.sweep()).marks == 1 - dirty
+        head = (await head_store.read_head(world.store, key)).head
+        assert len(head.dirty) == dirty
+    assert len(head.stream("events").stored) == 6
+
+
 async def test_what_is_written_under_a_tombstone_is_removed(world: World) -> None:
     await delete_session(world.store, world.archive, KEY)
     assert await world.sweep() == Swept(heads=1)
@@ -197,7 +211,7 @@ async def test_the_timer_sweeps_what_the_settings_name(
     await ingest.store.close()
 
 
-async def write_late(store: Store) -> None:
+async def write_late(store: Store, **changes: object) -> None:
     """Do what a slow delivery does that read the head long ago, and ends before it writes it."""
 
     class Late(Ingest):
@@ -206,7 +220,7 @@ async def write_late(store: Store) -> None:
 
     before = BeforeAll(store)
     late = Late(before, Archive.open("memory://"), Archive.open("memory://"))  # type: ignore[arg-type]
-    await late.take_in([Message(body=encode(batch(LINES[: LINES.index(b"[1]")])))])
+    await late.take_in([Message(body=encode(batch(LINES[: LINES.index(b"[1]")], **changes)))])
 
 
 class BeforeAll:

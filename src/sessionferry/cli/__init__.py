@@ -60,6 +60,9 @@ COMMANDS = {
         "quarantine:app", "Look at what could not become a document, and replay it."
     ),
     "dlq": Command("dlq:app", "Look at the queue's dead letters, send them again, remove them."),
+    "orphans": Command(
+        "orphans:orphans", "Find archived objects that nothing refers to: never counted, or spent."
+    ),
     "sweep": Command(
         "sweep:sweep",
         "Finish what ended deliveries and deletions have left, as the timer does every hour.",

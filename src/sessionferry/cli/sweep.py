@@ -40,7 +40,9 @@ def sweep(
     did = "would be" if dry_run else "were"
     typer.echo(
         f"{found['heads']:,} heads: {found['garbage']:,} lists of superseded lines and "
-        f"{found['deletions']:,} unfinished deletions {did} finished; {found['late_lines']:,} "
+        f"{found['deletions']:,} unfinished deletions {did} finished, "
+        f"{found['marks']:,} times lines {did} counted for a writer that ended; "
+        f"{found['late_lines']:,} "
         f"documents and {found['late_objects']:,} archived objects that came too late, and "
         f"{found['inbox_objects']:,} old inbox objects, {did} removed."
     )
