@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fuzz import amqp, lines, wire
+from fuzz import amqp, lines, redaction, wire
 from fuzz.watching import Broken, Report, watch
 
 SEED = int(os.environ.get("FERRY_FUZZ_SEED") or time.time_ns() % 10**9)
@@ -16,6 +16,11 @@ def test_whatever_is_fed_becomes_a_value_or_a_named_refusal(part: object) -> Non
     report = watch("fuzz", part.feed, SEED, 3_000)  # type: ignore[attr-defined]
     assert report.inputs == sum(report.results.values()) == 3_000
     assert len(report.results) > 3
+
+
+def test_whatever_is_redacted_stays_what_it_was_and_has_nothing_left() -> None:
+    report = watch("redaction", redaction.feed, SEED, 300)
+    assert len(report.results) >= 3
 
 
 def test_a_broker_that_is_fed_nonsense_goes_on_serving_those_who_behave() -> None:

@@ -6,7 +6,7 @@ import re2
 
 from sessionferry.errors import UserError
 
-_MEMORY = 128 * 1024 * 1024
+_MEMORY = 32 * 1024 * 1024
 
 
 def compiled(pattern: str) -> Any:

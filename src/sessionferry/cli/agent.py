@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 import typer
+from pydantic import SecretStr
 
 from sessionferry.cli.output import DataOption, JsonOption, printable, settings
 from sessionferry.config import example
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 FOLLOW_SECONDS = 0.5
 COMMAND_SECONDS = 60
 _PASSED_ON = (
-    *("FERRY_QUEUE", "FERRY_INBOX", "FERRY_USER_ID", "FERRY_HOST_ID"),
     *("ServiceBusConnection__fullyQualifiedNamespace", "AZURE_CLIENT_ID", "AZURE_TENANT_ID"),
+    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_USE_AZURE_CLI"),
     *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
 )
-_SECRET = ("ServiceBusConnection", "AZURE_CLIENT_SECRET")
+_SECRET = ("ServiceBusConnection", "AZURE_CLIENT_SECRET", "AZURE_STORAGE_ACCOUNT_KEY")
 
 app = typer.Typer(
     name="agent",
@@ -179,18 +180,21 @@ def _plan(environment: dict[str, str]) -> "Plan":
 
 def _environment(chosen: Settings) -> dict[str, str]:
     """Name what the service has to know of this shell's variables; it will not see them."""
-    if secret := next((name for name in _SECRET if os.environ.get(name)), None):
+    own = [f"FERRY_{name.upper()}" for name, value in chosen if not isinstance(value, SecretStr)]
+    passed = {name: os.environ[name] for name in (*own, *_PASSED_ON) if os.environ.get(name)}
+    logins = [name for name, value in passed.items() if "://" in value and "@" in value]
+    secret = next((name for name in (*_SECRET, *logins) if os.environ.get(name)), None)
+    if secret:
         raise UserError(
             f"{secret} is set in this shell, which the service does not see, and a service's file "
-            f"is no place for a secret. Write `connection` into [settings] of {config_path()}, "
+            f"is no place for a secret. Write what it says into [settings] of {config_path()}, "
             f"or use an Entra identity, and unset {secret}."
         )
-    places = {
+    return passed | {
         "FERRY_DATA": str(chosen.data.absolute()),
         "FERRY_IDENTITY": str(chosen.identity.absolute()),
         **({"FERRY_CONFIG": str(chosen.config.absolute())} if chosen.config else {}),
     }
-    return places | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
 
 
 def _show(made: "Plan") -> None:

@@ -321,7 +321,8 @@ def _check(subject: str, look: "_Look") -> Check:
 
 
 def _sends(target: Endpoints) -> bool:
-    return target.connection is not None or target.namespace is not None
+    named = (target.connection, target.namespace, target.sas_file)
+    return any(one is not None for one in named)
 
 
 def _seconds_ahead(url: str) -> float:
