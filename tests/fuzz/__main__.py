@@ -1,7 +1,8 @@
 """`python -m fuzz [--seed N] [--wire N] [--lines N] [--redaction N] [--amqp N]`.
 
 Feeds mutated input to the wire decoder, to the reading of lines of every format, to redaction and
-to the broker's socket. Exits 1 with the seed of the first input that crashed, hung or made memory grow.
+to the broker's socket. Exits 1 with the seed of the first input that crashed, hung or made memory
+grow.
 """
 
 import argparse
