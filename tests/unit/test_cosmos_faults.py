@@ -62,7 +62,7 @@ def batch(*statuses: int, wait: object = None, headers: dict[str, Any] | None = 
         (ServiceRequestError("no route"), Kind.TRANSIENT),
         (ServiceResponseError("cut"), Kind.TRANSIENT),
         (CosmosClientTimeoutError(), Kind.TRANSIENT),
-        (ClientAuthenticationError("no credential"), Kind.TRANSIENT),
+        (ClientAuthenticationError("no credential"), Kind.PERMANENT),
         (AzureError("something"), Kind.TRANSIENT),
     ],
 )

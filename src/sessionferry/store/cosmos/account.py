@@ -30,7 +30,7 @@ READ_SECONDS: Final = 20.0
 """How long an answer may take. Cosmos DB ends an operation after 5 s; shorter than the 30 s that
 rule R6 leaves at the end of a message's lock, so that no write outlives the lock."""
 CONNECT_SECONDS: Final = 10.0
-RETRY_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 15.0
 """How long one request is tried; less where the retry around it ends earlier."""
 
 _open: dict[tuple[asyncio.AbstractEventLoop, Access], "Account"] = {}

@@ -36,7 +36,7 @@ def translated(error: AzureError) -> FerryError:
     """Return what a client's failure asks for: waiting, trying again, or an answer to it."""
     status = getattr(error, "status_code", None)
     if isinstance(error, ClientAuthenticationError) and status != UNAUTHORIZED:
-        return TransientError(f"No credential for Cosmos DB: {first_line(error)}")
+        return Refusal(UNAUTHORIZED, f"No credential for Cosmos DB: {first_line(error)}")
     if not isinstance(status, int) or not status:
         return TransientError(f"Cosmos DB did not answer: {first_line(error)}")
     if status == _THROTTLED:
