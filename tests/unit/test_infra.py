@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sessionferry import consumer, watching
+from sessionferry import consumer, telemetry, watching
 from sessionferry.archive import Archive
 from sessionferry.ingest import WRITE_MARGIN
 from sessionferry.local.broker.definitions import parse_definitions
@@ -143,6 +143,12 @@ def test_queries_read_lines_that_the_app_writes(everything: Mapping[str, Deploym
         assert any(f"{field}=%d" in source or f'"{field}"' in source for source in sources), field
 
 
+def test_metrics_that_are_asked_for_are_measured(everything: Mapping[str, Deployment]) -> None:
+    asked = set(re.findall(r'"(ferry_\w+)"', " ".join(queries(everything))))
+    assert asked
+    assert asked <= {metric.name for metric in telemetry.METRICS}
+
+
 def test_the_workbook_shows_the_deployed_resources(everything: Mapping[str, Deployment]) -> None:
     one = everything["by default"]
     text = one.one("Microsoft.Insights/workbooks").properties["serializedData"]
@@ -154,7 +160,7 @@ def test_the_workbook_shows_the_deployed_resources(everything: Mapping[str, Depl
 def test_what_alerts_read_is_never_sampled_away(everything: Mapping[str, Deployment]) -> None:
     logging = json.loads((ROOT / "host.json").read_text())["logging"]
     excluded = logging["applicationInsights"]["samplingSettings"]["excludedTypes"].split(";")
-    tables = {query.partition(" ")[0] for query in queries(everything)}
+    tables = {query.partition(" ")[0] for query in queries(everything)} - {"customMetrics"}
     assert {table.rstrip("s").title() for table in tables} <= set(excluded)
     assert logging["logLevel"]["default"] == "Information"
 
