@@ -52,7 +52,7 @@ class Portion(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Task:
+class Task:
     """One call's work: its mark, the head that it began with, what is done so far."""
 
     key: SessionKey
@@ -165,7 +165,7 @@ class Replacer:
 
     async def _begin(
         self, key: SessionKey, stream: Stream, host_id: str, span: tuple[int, int]
-    ) -> _Task:
+    ) -> Task:
         mark_id = secrets.token_hex(8)
         deadline = self._clock() + LEASE_SECONDS
 
@@ -187,15 +187,15 @@ class Replacer:
             return heads.mark(head, mark)
 
         head = await self._change(key, begin)
-        task = _Task(key, host_id, head.dirty[-1], head, deadline)
+        task = Task(key, host_id, head.dirty[-1], head, deadline)
         await self.recover(head)
         return task
 
-    async def _renew_if_due(self, task: _Task) -> None:
+    async def _renew_if_due(self, task: Task) -> None:
         if self._clock() > task.deadline - LEASE_SECONDS / 2:
             await self._mark_again(task)
 
-    async def _announce_replacing(self, task: _Task) -> None:
+    async def _announce_replacing(self, task: Task) -> None:
         if task.mark.replaces:
             return
         head = await self._mark_again(task, replaces=True)
@@ -205,7 +205,7 @@ class Replacer:
                 " the others can no more be replaced."
             )
 
-    async def _mark_again(self, task: _Task, **changes: Any) -> Head:
+    async def _mark_again(self, task: Task, **changes: Any) -> Head:
         deadline = self._clock() + LEASE_SECONDS
         mark = task.mark.model_copy(update={"until": counting.moment(deadline), **changes})
         head = await self._change(task.key, lambda head: heads.mark(head, mark))
@@ -222,7 +222,7 @@ class Replacer:
 
     # ------------------------------------------------------------ lines
 
-    async def _write_portion(self, task: _Task, portion: Portion) -> None:
+    async def _write_portion(self, task: Task, portion: Portion) -> None:
         batch = self._batch(task, portion)
         known = await self._known(task, batch.header)
         if len(known) == len(portion.lines) and all(
@@ -247,7 +247,7 @@ class Replacer:
             await self._guarded(task, lambda: self.store.replace_lines(*version, changed))
         task.facts += [document.facts for document in documents]
 
-    def _batch(self, task: _Task, portion: Portion) -> Batch:
+    def _batch(self, task: Task, portion: Portion) -> Batch:
         payload = b"".join(line + b"\n" for line in portion.lines)
         header = _header(
             task.key,
@@ -262,7 +262,7 @@ class Replacer:
         )
         return Batch(header, payload)
 
-    async def _known(self, task: _Task, header: Header) -> dict[int, Facts]:
+    async def _known(self, task: Task, header: Header) -> dict[int, Facts]:
         """Read the facts of what the head says is stored of these lines."""
         stream: Stream = task.mark.stream
         last = header.start_sequence + header.line_count - 1
@@ -283,7 +283,7 @@ class Replacer:
 
     # ------------------------------------------------------------ the end
 
-    async def _count(self, task: _Task) -> Head:
+    async def _count(self, task: Task) -> Head:
         mark = task.mark
         delivery = Delivery(mark.stream, mark.generation, format=FORMAT, unplaced=True)
         if not mark.replaces:
@@ -296,7 +296,7 @@ class Replacer:
             lambda: counting.count_anew(self.store, *version, marks=[mark.id], more=[delivery])
         )
 
-    async def _take_back(self, task: _Task) -> None:
+    async def _take_back(self, task: Task) -> None:
         """Remove what was written for a version that is none any more (R3)."""
         head = await self._read(task.key)
         if head.tombstone is None and head.deletions != task.first.deletions:
@@ -326,7 +326,7 @@ class Replacer:
     async def _change(self, key: SessionKey, change: Callable[[Head], Head]) -> Head:
         return await self._retry(lambda: head_store.change_head(self.store, key, change))
 
-    async def _guarded(self, task: _Task, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _guarded(self, task: Task, work: Callable[[], Awaitable[Result]]) -> Result:
         """Do what may not happen after the mark ended; this holds for each attempt at it."""
 
         async def attempt() -> Result:

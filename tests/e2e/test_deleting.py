@@ -1,4 +1,4 @@
-"""`ferry delete` and `ferry undelete`, over a store that nothing else uses."""
+"""`ferry delete`, `ferry undelete` and `ferry rebuild`, over a store that nothing else uses."""
 
 import asyncio
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sessionferry import head_store, heads
+from sessionferry.coverage import Coverage
 from sessionferry.identity import SessionKey
 from sessionferry.storage import CosmosFileConfig, CosmosFileStorage
 from support.commands import CommandServer
@@ -105,3 +106,22 @@ def test_an_unknown_session_is_not_deleted(
 ) -> None:
     sync(config, "other")
     assert "No session s1" in ferry.run("delete", "s1", "--yes", *arguments, code=2).stderr
+
+
+def test_documents_that_were_lost_are_rebuilt(ferry: Ferry, config: CosmosFileConfig) -> None:
+    sync(config, "s1")
+
+    async def lose() -> None:
+        async with CosmosFileStorage(config) as storage:
+            await storage._store.delete_lines(
+                SessionKey("mara", "p", "s1"), "events", 0, Coverage.of((3, 7))
+            )
+            await storage._store.delete_item("heads", "mara|p|s1", "head")
+
+    asyncio.run(lose())
+    assert "5 documents were missing" in ferry.run("rebuild", "s1").stdout
+    again = ferry.run("rebuild", "s1", "--user", "mara", "--project", "p", "--json").json
+    assert (again["created"], again["renewed"], again["archived"]) == (0, 12, 12)
+    assert ferry.run("show", "s1", "--json").json["streams"]["events"]["stored"] == [[0, 11]]
+    unknown = ferry.run("rebuild", "s9", "--user", "mara", "--project", "p", code=2)
+    assert "Nothing of session s9" in unknown.stderr

@@ -49,6 +49,10 @@ COMMANDS = {
         "deleting:undelete",
         "Allow a deleted session to be sent again. What was deleted stays deleted.",
     ),
+    "rebuild": Command(
+        "rebuilding:rebuild",
+        "Make a session's documents anew from the archive, and count them anew.",
+    ),
     "doctor": Command(
         "doctor:doctor",
         "Check what this machine is set up to use, and say how to mend what is wrong.",

@@ -34,7 +34,7 @@ def delete(
     """
 
     async def work(reader: Reader) -> Head:
-        head = await _to_delete(reader, session, user, project)
+        head = await named_head(reader, session, user, project)
         if head.tombstone is not None and head.tombstone.finished:
             return head
         confirm(_question(head), yes=yes)
@@ -76,7 +76,7 @@ def undelete(
         typer.echo(f"Session {session} may be sent again; `ferry ship --resend` does so.")
 
 
-async def _to_delete(reader: Reader, session: str, user: str | None, project: str | None) -> Head:
+async def named_head(reader: Reader, session: str, user: str | None, project: str | None) -> Head:
     """Find a session, also one whose documents are gone already; raises `UserError`."""
     if user is None or project is None:
         return await find_head(reader.store, session, user, project)
