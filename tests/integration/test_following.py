@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,7 @@ import pytest
 from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import look
 from sessionferry.agent.gate import Checked, OpenGate
-from sessionferry.agent.spool import Spool, open_spool
+from sessionferry.agent.spool import Spool, SpoolDamaged, open_spool
 from sessionferry.agent.tail import Timing
 from sessionferry.batch import Batch
 from sessionferry.errors import TransientError, UserError
@@ -51,6 +52,8 @@ class Machine:
         self.habits = HABITS
         self.opened = 0
         self.roots = [self.home]
+        self.spool_bytes = 10**9
+        self.damage: SpoolDamaged | None = None
 
     @property
     def queue(self) -> list[Batch]:
@@ -67,7 +70,9 @@ class Machine:
     async def agent(self) -> AsyncIterator[Agent]:
         """Run the agent while the block runs; its end must be clean."""
         identity = Identity(self.folder / "identity", host_id="h1", user_id="anna")
-        spool = open_spool(self.spool_path, most_bytes=10**9, free_bytes=0)
+        spool = open_spool(
+            self.spool_path, most_bytes=self.spool_bytes, free_bytes=0, damage=self.damage
+        )
         agent = Agent(
             spool,
             Checked(OpenGate()),
@@ -434,6 +439,53 @@ async def test_the_link_is_closed_when_idle_and_heartbeats_open_it(machine: Mach
     assert len(runs) == 1
 
 
+async def test_a_full_spool_makes_reading_wait_and_nothing_is_lost(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessionferry.agent.daemon.FIRST_PAUSE", 0.2)
+    monkeypatch.setattr("sessionferry.agent.daemon.ROOM_SECONDS", 0.1)
+    monkeypatch.setattr("sessionferry.agent.collecting.COMMIT_BYTES", 10_000)
+    machine.trouble = TransientError("The queue cannot be reached.")
+    machine.spool_bytes = 50_000
+    contents = {}
+    for number in range(5):
+        folder = machine.session.parent / f"s{number}"
+        folder.mkdir(exist_ok=True)
+        contents[f"s{number}"] = b'{"x":"%b"}\n' % os.urandom(15_000).hex().encode()
+        (folder / "events.jsonl").write_bytes(contents[f"s{number}"])
+    async with machine.agent() as agent:
+        await until(lambda: "full" in _notes(machine.spool_path))
+        assert agent.report.lines >= 3
+        assert _waiting(machine.spool_path) < 5
+        machine.trouble = None
+        await until(lambda: len(of(machine.queue, "lines", "events")) == 5)
+        await until(lambda: "full" not in _notes(machine.spool_path))
+    arrived = {b.header.session_id: b.payload for b in of(machine.queue, "lines", "events")}
+    assert arrived == contents
+
+
+async def test_a_spool_that_breaks_at_work_is_set_aside_and_the_files_are_read_again(
+    machine: Machine,
+) -> None:
+    machine.trouble = TransientError("The queue cannot be reached.")
+    machine.write("events.jsonl", lines(0))
+    try:
+        async with machine.agent():
+            await until(lambda: _waiting(machine.spool_path) == 1)
+            with sqlite3.connect(machine.spool_path) as other:
+                other.execute("UPDATE batches SET compressed = x'00'")
+            other.close()
+            machine.trouble = None
+            await until(lambda: machine.opened > 1)
+            await asyncio.sleep(0.2)
+    except SpoolDamaged as error:
+        machine.damage = error
+    assert machine.damage is not None
+    async with machine.agent():
+        await machine.has(lines(0))
+    assert [path for path in machine.spool_path.parent.iterdir() if ".damaged-" in path.name]
+
+
 async def test_the_end_is_prompt_though_the_queue_hangs(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,5 +513,13 @@ def _notes(path: Path) -> dict[str, dict[str, str]]:
     spool = Spool(path, check=False)
     try:
         return spool.notes()
+    finally:
+        spool.close()
+
+
+def _waiting(path: Path) -> int:
+    spool = Spool(path, check=False)
+    try:
+        return len(spool.waiting(0, 10**9))
     finally:
         spool.close()

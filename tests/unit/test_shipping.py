@@ -20,15 +20,16 @@ from sessionferry import packing
 from sessionferry.agent import reading
 from sessionferry.agent.collecting import Report, planned_bytes
 from sessionferry.agent.discover import Source, discover
-from sessionferry.agent.gate import Checked, Gate, OpenGate
+from sessionferry.agent.gate import Checked, Gate, OpenGate, Passed
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import FileId, Known, Spool
 from sessionferry.batch import Batch, Header, check_time
 from sessionferry.errors import TransientError
 from sessionferry.host import Identity
 from sessionferry.hosts import parse_heartbeat
+from sessionferry.identity import SessionKey
 from sessionferry.packing import Packed
-from support.links import MemorySender, decoded, generations, of
+from support.links import LIMIT, MemorySender, decoded, generations, of
 
 MTIME = 1_750_000_000_000  # ms
 
@@ -503,3 +504,118 @@ async def test_each_run_ends_with_a_heartbeat_of_what_was_sent(agent: Agent) -> 
     size = len(lines(1))
     nothing = {"filtered": 0, "redacted": 0, "spooled": 0, "failing": 0}
     assert beats[1].ledger == {"files": 1, "bytes": size, "read": 60, "sent": 60, **nothing}
+
+
+# ------------------------------------------------------------ the gate
+
+
+class Strict:
+    """Leaves out every line with a 7 at its number's end, and makes the others longer."""
+
+    rules = "strict-1"
+
+    def admits(self, source: Source) -> bool:
+        return source.role != "metadata"
+
+    def lines(self, source: Source, piece: bytes) -> Passed:
+        kept = [line for line in piece.splitlines(keepends=True) if b'7,"' not in line]
+        grown = b"".join(kept).replace(b"a", b"[REDACTED]")
+        filtered = piece.count(b"\n") - len(kept)
+        return Passed(grown, filtered, {"letter": b"".join(kept).count(b"a")})
+
+    def tail(self, source: Source, rest: bytes) -> Passed:
+        return Passed(rest.replace(b"a", b"[REDACTED]"))
+
+    def metadata(self, source: Source, payload: bytes) -> Passed:
+        raise AssertionError("metadata is not admitted")
+
+
+class Broken(Strict):
+    """Fails at one line."""
+
+    rules = "broken-1"
+
+    def lines(self, source: Source, piece: bytes) -> Passed:
+        if b'"n":40,' in piece:
+            raise ValueError(piece)
+        return super().lines(source, piece)
+
+
+def gated(content: bytes) -> bytes:
+    source = Source(Path("x"), SessionKey("u", "p", "s"), "events", "jsonl")
+    return Strict().lines(source, content).payload
+
+
+@settings(max_examples=20)
+@given(
+    calls=st.lists(st.integers(0, 30), max_size=4),
+    hold=st.integers(1, 4),
+    cuts=st.lists(st.integers(0, 120), min_size=4, max_size=4),
+)
+async def test_what_passes_the_gate_arrives_whole_however_it_is_interrupted(
+    tmp_path_factory: pytest.TempPathFactory, calls: list[int], hold: int, cuts: list[int]
+) -> None:
+    agent = Agent(tmp_path_factory.mktemp("agent"))
+    agent.gate = Strict()
+    agent.write("metadata.json", b"{}")
+    whole = lines(1, 120)
+    each = whole.splitlines(keepends=True)
+    for number, (most, cut) in enumerate(zip(calls, sorted(cuts), strict=False)):
+        agent.write("events.jsonl", b"".join(each[:cut]), mtime_ms=MTIME + number)
+        with suppress(TransientError):
+            await agent.ship(MemorySender(hold=hold, calls=most))
+    agent.write("events.jsonl", whole, mtime_ms=MTIME + 99)
+    await agent.ship(MemorySender(hold=hold))
+    assert agent.generations("events") == {0: gated(whole)}
+    assert agent.sent("metadata") == []
+    known = agent.remembered("events")
+    assert known is not None
+    assert (known.lines, known.filtered) == (120, 12)
+    assert (known.offset, known.sent.offset) == (len(whole), len(gated(whole)))
+    ledger = orjson.loads(agent.sent("heartbeat")[-1].payload)["ledger"]
+    assert (ledger["read"], ledger["filtered"], ledger["sent"]) == (120, 12, 108)
+    assert ledger["redacted"] == gated(whole).count(b"[REDACTED]")
+
+
+async def test_other_rules_are_another_version_of_the_file(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    agent.write("metadata.json", b"{}")
+    await agent.ship()
+    agent.gate = Strict()
+    report = await agent.ship()
+    assert report.rewritten == 1
+    assert agent.generations("events") == {0: lines(1), MTIME: gated(lines(1))}
+    assert (await agent.ship()).lines == 0
+
+
+async def test_what_the_gate_refuses_stays_here_with_all_that_follows(agent: Agent) -> None:
+    agent.gate = Broken()
+    agent.write("events.jsonl", lines(1, 100))
+    agent.write("transcript.jsonl", lines(2, 30))
+    report = await agent.ship()
+    (failure,) = report.failed
+    assert failure.endswith("events.jsonl: The gate failed: ValueError.")
+    arrived = agent.generations("events").get(0, b"")
+    assert gated(lines(1, 100)).startswith(arrived)
+    assert b'"n":40,' not in arrived
+    assert agent.generations("transcript") == {0: gated(lines(2, 30))}
+
+
+async def test_what_a_format_carries_goes_on_in_the_next_run(agent: Agent) -> None:
+    """Usage that Claude Code repeats is exact only if the second run knows of the first."""
+    path = agent.folder / "home" / "claude" / "0c473079-aaaa-bbbb-cccc-000000000000.jsonl"
+    path.parent.mkdir()
+    usage = {"input_tokens": 5, "output_tokens": 7}
+    line = orjson.dumps({"type": "assistant", "message": {"id": "m1", "usage": usage}}) + b"\n"
+    source = Source(path, SessionKey("anna", "p", "claude"), "transcript", "claude_code")
+    path.write_bytes(line)
+    await agent.ship(sources=[source])
+    with path.open("ab") as file:
+        file.write(line)
+    await agent.ship(sources=[source])
+    first, second = (batch.header for batch in agent.sent("lines", "transcript"))
+    assert first.carry is None
+    packer = packing.Packer(first, LIMIT)
+    list(packer.add(line))
+    assert second.carry == packer.carry
+    assert second.carry
