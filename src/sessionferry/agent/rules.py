@@ -69,11 +69,12 @@ _BARE = r"""[^\s"'`\\,;(){}<>\[\]]"""
 _SIGN = r"[0-9A-Za-z+/=_.~-]"
 
 
+_DIGIT, _LETTER = re.compile(rb"[0-9]"), re.compile(rb"[A-Za-z]")
+
+
 def _mixes_signs(_whole: bytes, secret: bytes) -> bool:
     """Words of prose and code are no secrets: a key has letters and digits."""
-    return any(48 <= sign <= 57 for sign in secret) and any(
-        65 <= sign <= 90 or 97 <= sign <= 122 for sign in secret
-    )
+    return _DIGIT.search(secret) is not None and _LETTER.search(secret) is not None
 
 
 def _is_random(_whole: bytes, secret: bytes) -> bool:
@@ -94,6 +95,10 @@ def _is_assigned(whole: bytes, secret: bytes) -> bool:
     if len(secret) > MAX_ASSIGNED_BYTES or _REFERENCE.match(secret):
         return False
     return not _COUNTS.search(whole[: -len(secret)]) and _is_random(whole, secret)
+
+
+def _is_assigned_key(whole: bytes, secret: bytes) -> bool:
+    return not _COUNTS.search(whole[: -len(secret)]) and _mixes_signs(whole, secret)
 
 
 def _is_password(_whole: bytes, secret: bytes) -> bool:
@@ -211,6 +216,21 @@ BY_CONTEXT = (
         after=_QUOTE,
     ),
     Rule("bearer", r"(?i:bearer)[ \t]+", "", _SIGN + "{20,}", _is_random),
+    Rule(
+        "registry-login",
+        r"""\\*"auth\\*"[ \t]*:[ \t]*\\*\"""",
+        r"[0-9A-Za-z+/]{12}",
+        r"[0-9A-Za-z+/]+=*",
+        _is_random,
+    ),
+    # A key in one long row of base64, as in the files of kubectl.
+    Rule(
+        "assigned-secret",
+        rf"{_ASSIGN}(?:{_QUOTE})?",
+        r"[0-9A-Za-z+/_-]{8}",
+        rf"[0-9A-Za-z+/_-]{{{MAX_ASSIGNED_BYTES},}}=*",
+        _is_assigned_key,
+    ),
     Rule(
         "assigned-secret",
         rf"{_ASSIGN}[brfu]?{_QUOTE}",
