@@ -32,8 +32,9 @@ AUDIT = "_audit"
 _RESERVED = frozenset({UNATTRIBUTED, AUDIT})
 """Folders beside those of users; no user's folder has such a name."""
 
-# Forbidden in Cosmos DB ids (/ \ ? #), our separator and escape sign, controls, outer spaces.
-_UNSAFE_IN_KEY = re.compile(r"[/\\?#|%\x00-\x1f\x7f]|^ | $")
+# Forbidden in Cosmos DB ids (/ \ ? #), our separator and escape sign, controls, outer spaces, and
+# the names that clients take for folders.
+_UNSAFE_IN_KEY = re.compile(r"[/\\?#|%\x00-\x1f\x7f]|^ | $|\A\.(?=\.?\Z)")
 # Blob names and file names of every platform: ASCII only, so that normal forms stay apart.
 _UNSAFE_IN_PATH = re.compile(r"[^A-Za-z0-9_.@+-]")
 _SUFFIX: dict[str, str] = {"events": "evt", "transcript": "msg"}

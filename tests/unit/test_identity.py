@@ -74,6 +74,14 @@ def test_two_sessions_never_share_a_key_or_a_folder(one: SessionKey, other: Sess
     assert session_folder(one) != session_folder(other)
 
 
+@pytest.mark.parametrize(
+    ("part", "escaped"),
+    [(".", "%2E"), ("..", "%2E."), ("...", "..."), (".a", ".a"), ("a..", "a..")],
+)
+def test_a_part_is_never_a_folder_to_those_who_make_a_path_of_it(part: str, escaped: str) -> None:
+    assert escape(part) == escaped
+
+
 def test_no_two_nasty_parts_escape_to_the_same_text() -> None:
     assert len({escape(part) for part in NASTY}) == len(set(NASTY))
     folders = {session_folder(SessionKey(part, "p", "s")).split("/")[0] for part in NASTY}
