@@ -50,7 +50,7 @@ async def redrive(timer: func.TimerRequest) -> None:  # noqa: ARG001
 
 
 @app.function_name("sweep")
-@app.timer_trigger(arg_name="timer", schedule="0 17 * * * *")
+@app.timer_trigger(arg_name="timer", schedule="0 17 3,9,15,21 * * *")
 async def sweep(timer: func.TimerRequest) -> None:  # noqa: ARG001
     """Finish what ended deliveries and deletions have left."""
     await consumer.sweep()

@@ -69,7 +69,7 @@ COMMANDS = {
     ),
     "sweep": Command(
         "sweep:sweep",
-        "Finish what ended deliveries and deletions have left, as the timer does every hour.",
+        "Finish what ended deliveries and deletions have left, as the timer does four times a day.",
     ),
 }
 """Every command, in the order of `ferry --help`; none is imported before it is run."""

@@ -18,7 +18,7 @@ def sweep(
     data: Path | None = DataOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Finish what ended deliveries and deletions have left, as the timer does every hour.
+    """Finish what ended deliveries and deletions have left, as the timer does four times a day.
 
     Example: ferry sweep --dry-run
     """
