@@ -676,6 +676,7 @@ async def test_a_search_stays_with_its_user_and_its_project_and_session(store: S
     assert await found_by(store) == [3, 2, 1, 0]
     assert await found_by(store, project_slug="analytical-engine") == [1, 0]
     assert await found_by(store, session=OTHER) == [1]
+    assert await found_by(store, keys[4], session=OTHER) == []
     assert await found_by(store, keys[5]) == [5]
     assert await found_by(store, SessionKey("nobody", "p", "s")) == []
 

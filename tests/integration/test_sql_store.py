@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from sessionferry.errors import UserError
 from sessionferry.identity import SessionKey
-from sessionferry.store import schema
+from sessionferry.store import EventFilter, schema
 from sessionferry.store.sql import SqlStore
 
 KEY = SessionKey("ada", "engine", "s1")
@@ -122,7 +123,7 @@ def test_a_process_killed_while_it_migrates_leaves_a_file_that_opens(tmp_path: P
     url = f"sqlite:///{tmp_path / 'store.db'}"
     script = """
 import os, signal
-from sessionferry.store import schema
+from sessionferry.store import EventFilter, schema
 really = schema._run_alembic
 def killed(connection):
     really(connection)
@@ -151,3 +152,31 @@ def test_a_folder_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> N
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot be made"):
         SqlStore.open(f"sqlite:///{tmp_path / 'store.db'}")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (EventFilter(user_id="ada", tool_name="grep"), "events_by_time (user_id=?)"),
+        (
+            EventFilter(user_id="ada", since="2026", until="2027"),
+            "events_by_time (user_id=? AND occurred_at>? AND occurred_at<?)",
+        ),
+        (EventFilter(user_id="ada", session=KEY, event="e"), "(partition_key=?)"),
+    ],
+)
+async def test_a_search_reads_an_index_and_no_whole_table(wanted: EventFilter, index: str) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    async with SqlStore.open("sqlite://") as store:
+        sa.event.listen(store._engine, "before_cursor_execute", note)
+        await store.search_events(wanted)
+        statement, parameters = asked[-1]
+        with store._engine.connect() as connection:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            first = plan.all()[0][3]
+    assert first.startswith("SEARCH events USING")
+    assert index in first

@@ -420,10 +420,16 @@ def _within(query: Select[Any], table: Table, partition: str | None) -> Select[A
 
 def _matches(wanted: EventFilter) -> Iterator[ColumnElement[bool]]:
     columns = LINES["events"].c
-    for name, text in {"user_id": wanted.user_id, **wanted.texts}.items():
-        yield columns[name] == text if "\0" not in text else sa.false()
-    if wanted.session is not None:
+    texts = wanted.texts
+    if wanted.session is None:
+        texts["user_id"] = wanted.user_id
+    elif wanted.session.user_id == wanted.user_id:
+        # Alone, so that no planner prefers the index by user, who has many sessions.
         yield columns.partition_key == wanted.session.partition_key
+    else:
+        yield sa.false()
+    for name, text in texts.items():
+        yield columns[name] == text if "\0" not in text else sa.false()
     if wanted.project_slug is not None:
         project = f"{escape(wanted.user_id)}{SEPARATOR}{escape(wanted.project_slug)}"
         yield columns.partition_key >= f"{project}{SEPARATOR}"
