@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -21,6 +22,7 @@ import pytest
 from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import look
 from sessionferry.agent.gate import Checked, OpenGate
+from sessionferry.agent.pace import Hours
 from sessionferry.agent.spool import Spool, SpoolDamaged, open_spool
 from sessionferry.agent.tail import Timing
 from sessionferry.batch import Batch
@@ -410,6 +412,19 @@ async def test_offline_everything_is_read_and_sent_when_the_queue_is_back(
         machine.trouble = None
         await machine.has(lines(0))
         await until(lambda: "trouble" not in _notes(machine.spool_path))
+
+
+async def test_outside_the_hours_all_is_read_and_nothing_sent(machine: Machine) -> None:
+    minute = datetime.now().astimezone().hour * 60
+    machine.habits = HABITS._replace(hours=Hours((minute + 120) % 1440, (minute + 180) % 1440))
+    machine.write("events.jsonl", lines(0))
+    async with machine.agent() as agent:
+        await until(lambda: agent.report.lines == 3)
+        await asyncio.sleep(0.5)
+    assert machine.opened == 0
+    machine.habits = HABITS._replace(hours=Hours(minute, (minute + 120) % 1440))
+    async with machine.agent():
+        await machine.has(lines(0))
 
 
 async def test_missing_rights_are_one_sentence_and_are_tried_again(

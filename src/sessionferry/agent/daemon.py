@@ -218,7 +218,7 @@ class Agent:
         self._beat_at = self._loop.time()
         while not self._stopping.is_set() or self._spool.has_batches():
             await self._until_there_is_something()
-            if self._stopping.is_set() and failures:
+            if self._stopping.is_set() and (failures or self._seconds_to_wait()):
                 return
             try:
                 async with self._open_link() as link:
