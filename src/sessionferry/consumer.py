@@ -137,8 +137,16 @@ def message_from(received: QueueMessage) -> Message:
         content_encoding=str(encoding) if encoding is not None else None,
         enqueued_at=_seconds(received.enqueued_time_utc),
         delivery_count=received.delivery_count or 1,
-        locked_until=_seconds(received.locked_until) or time.time() + LOCK_SECONDS,
+        locked_until=time.monotonic() + _lock_seconds(received.locked_until),
     )
+
+
+def _lock_seconds(locked_until: datetime | None) -> float:
+    """Return how long a lock holds from now; never longer than the queue's, whatever the clock."""
+    until = _seconds(locked_until)
+    if until is None:
+        return LOCK_SECONDS
+    return min(max(until - time.time(), 0.0), LOCK_SECONDS)
 
 
 def _seconds(moment: datetime | None) -> float | None:

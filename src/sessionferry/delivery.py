@@ -33,7 +33,11 @@ CHUNK_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What the queue delivers. Times in seconds since 1970."""
+    """What the queue delivers.
+
+    `enqueued_at` is in seconds since 1970, `locked_until` on the steady clock: a clock that is set
+    while a message is handled must not make its lock look longer.
+    """
 
     body: bytes
     message_id: str = ""

@@ -89,6 +89,7 @@ class Ingest:
         *,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         retry_seconds: float = 60.0,
     ) -> None:
         self.store = store
@@ -96,6 +97,7 @@ class Ingest:
         self.inbox = inbox
         self.limits = limits or Limits()
         self._clock = clock
+        self._steady = steady
         self._retry_seconds = retry_seconds
 
     async def take_in(self, messages: Sequence[Message]) -> list[Outcome]:
@@ -481,13 +483,13 @@ class Ingest:
         """Refuse to write when the message may soon be delivered to somebody else (R6)."""
         if message.locked_until is None:
             return
-        if self._clock() > message.locked_until - WRITE_MARGIN:
+        if self._steady() > message.locked_until - WRITE_MARGIN:
             raise TransientError("The message's lock runs out; it is left to the queue.")
 
     def _seconds_left(self, message: Message) -> float:
         if message.locked_until is None:
             return self._retry_seconds
-        return min(self._retry_seconds, message.locked_until - WRITE_MARGIN - self._clock())
+        return min(self._retry_seconds, message.locked_until - WRITE_MARGIN - self._steady())
 
     async def _write(self, message: Message, work: Callable[[], Awaitable[Result]]) -> Result:
         """Do what may not happen after the lock ended; this holds for each attempt at it (R6)."""

@@ -50,7 +50,10 @@ class Worker:
 
     def over(self, store: Store, seconds: float = 5.0) -> Ingest:
         return Ingest(
-            store, self.archive, self.inbox, clock=lambda: self.now, retry_seconds=seconds
+            *(store, self.archive, self.inbox),
+            clock=lambda: self.now,
+            steady=lambda: self.now,
+            retry_seconds=seconds,
         )
 
     async def take(self, *bodies: bytes | Batch, **fields: Any) -> list[ingest.Outcome]:
@@ -619,3 +622,15 @@ async def test_what_never_arrived_and_what_was_deleted_is_said(
     await worker.take(part(0, 1))
     await delete_session(worker.store, worker.archive, KEY)
     assert (await verdict(worker, tmp_path, part(0, 1).payload)).verdict == "deleted"
+
+
+async def test_a_clock_that_is_set_back_does_not_make_a_lock_look_longer(worker: Worker) -> None:
+    """R6 goes by the steady clock: the lock is over, although the day began anew."""
+    days = iter([NOW, *(NOW - 86_400 for _ in range(1000))])
+    taker = Ingest(
+        *(worker.store, Archive.open("memory://"), Archive.open("memory://")),
+        clock=lambda: next(days),
+        steady=lambda: 1000.0,
+    )
+    with pytest.raises(TransientError, match="lock runs out"):
+        await taker.take_in([message(part(0, 1), locked_until=1000.0 + ingest.WRITE_MARGIN - 1)])

@@ -81,7 +81,7 @@ async def troubled_run(
         while queue:
             taken = [queue.pop() for _ in range(min(INVOCATION, len(queue)))]
             deliveries += len(taken)
-            locked = time.time() - offset + LOCK
+            locked = time.monotonic() + LOCK
             try:
                 await taker.take_in([replace(sent, locked_until=locked) for sent in taken])
             except FerryError:

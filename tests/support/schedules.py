@@ -448,6 +448,7 @@ class Delivery(Actor):
             GatedArchive(self, self.world.archive),
             GatedArchive(self, self.world.inbox),
             clock=lambda: self.now,
+            steady=lambda: self.now,
         )
 
         async def work() -> None:

@@ -1,10 +1,13 @@
 """The life of a message, told to the queue with a clock of the test's own."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sessionferry.local.broker import amqp, message
 from sessionferry.local.broker.definitions import QueueDefinition
@@ -306,3 +309,52 @@ def test_what_was_not_committed_never_happened(bench: Bench) -> None:
 def test_an_undefined_queue_does_not_exist(bench: Bench) -> None:
     with pytest.raises(NotFoundError):
         bench.queues.find("other")
+
+
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["send", "take", "complete", "abandon", "defer", "renew", "restart"]),
+        st.one_of(st.integers(-3 * LOCK, 3 * LOCK), st.integers(-(10**8), 10**8)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_steps)
+def test_no_message_is_lost_or_settled_twice_however_the_clock_jumps(
+    steps: list[tuple[str, int]],
+) -> None:
+    """What was sent and not completed can be taken in the end; only the waiting may differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), max_delivery_count=10_000)
+        sent: set[int] = set()
+        completed: set[int] = set()
+        held: list[tuple[int, bytes]] = []
+        bench.now = 10**9
+        for step, jump in steps:
+            bench.now = max(1, bench.now + jump)
+            bench.queues.move_due(bench.now)
+            if step == "send":
+                sent.add(bench.send())
+            elif step == "take":
+                held += [(it.sequence, it.token) for it in bench.take(2) if it.token is not None]
+            elif step == "restart":
+                bench.restart()
+            elif held:
+                sequence, token = held.pop(0)
+                try:
+                    if step == "renew":
+                        bench.queue.renew([token], bench.now)
+                    else:
+                        getattr(bench.queue, step)(token, bench.now)
+                except LockLostError:
+                    continue
+                if step == "complete":
+                    assert sequence not in completed
+                    completed.add(sequence)
+        bench.restart()
+        bench.wait(10**12)
+        left = {it.sequence for it in bench.queue.peek(bench.queue.active, 1, 1000, bench.now)}
+        bench.queues.close()
+    assert left == sent - completed

@@ -190,15 +190,28 @@ def test_times_without_a_zone_are_utc(monkeypatch: pytest.MonkeyPatch, text: str
 
 
 def test_without_a_known_lock_the_queues_duration_counts_from_now() -> None:
-    before = time.time()
-    locked_until = message_from(received()).locked_until
+    assert seconds_held() == pytest.approx(LOCK_SECONDS, abs=5)
+
+
+def seconds_held(**metadata: Datum) -> float:
+    locked_until = message_from(received(**metadata)).locked_until
     assert locked_until is not None
-    assert before + LOCK_SECONDS <= locked_until <= time.time() + LOCK_SECONDS
+    return locked_until - time.monotonic()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "held"), [(60, 60), (-60, 0), (86_400, LOCK_SECONDS), (-86_400, 0)]
+)
+def test_a_lock_never_holds_longer_than_the_queues_whatever_this_clock_says(
+    ahead: float, held: float
+) -> None:
+    until = datetime.fromtimestamp(time.time() + ahead, UTC).replace(tzinfo=None).isoformat()
+    assert seconds_held(LockedUntil=Datum(json.dumps(until), "json")) == pytest.approx(held, abs=5)
 
 
 def test_a_known_lock_counts() -> None:
     until = Datum('"2026-01-02T03:04:05"', "json")
-    assert message_from(received(LockedUntil=until)).locked_until == ENQUEUED
+    assert seconds_held(LockedUntil=until) == pytest.approx(0, abs=5)
 
 
 def test_a_message_without_anything_but_its_body_is_taken_over() -> None:
