@@ -5,10 +5,11 @@ to R9 that the comments name are explained in docs/guarantees.md. Nothing here k
 files: a store, an archive and an inbox are handed in.
 """
 
+import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from sessionferry.batch import (
     utc_now,
 )
 from sessionferry.delivery import (
+    CHUNK_LINES,
     Chunk,
     Handled,
     Message,
@@ -269,10 +271,34 @@ class Ingest:
             return
         if message.is_repeated:
             handled.entries = entries_of_pruned(batch, session.first.stream(builder.stream))
-        for chunk in chunks(batch, builder, session.first):
-            handled.stored += await self._store_chunk(chunk, builder, handled, outcome)
+        ready = chunks(batch, builder, session.first)
+        if header.line_count <= CHUNK_LINES:
+            for chunk in ready:
+                handled.stored += await self._store_chunk(chunk, builder, handled, outcome)
+        else:
+            await self._store_while_building(ready, builder, handled, outcome)
         outcome.truncated = sum(facts.truncated for facts in handled.stored)
         session.deliveries.append(describe(builder.stream, handled, handled.entries))
+
+    async def _store_while_building(
+        self,
+        ready: Iterator[Chunk],
+        builder: DocumentBuilder,
+        handled: Handled,
+        outcome: Outcome,
+    ) -> None:
+        """Build one chunk, in a thread, while the one before it is written."""
+        writing: asyncio.Task[list[Facts]] | None = None
+        try:
+            while chunk := await asyncio.to_thread(next, ready, None):
+                if writing is not None:
+                    handled.stored += await writing
+                written = self._store_chunk(chunk, builder, handled, outcome)
+                writing = asyncio.create_task(written)
+        finally:
+            # Whatever happened: nothing is being written any more when this returns.
+            if writing is not None:
+                handled.stored += await writing
 
     async def _store_chunk(
         self, chunk: Chunk, builder: DocumentBuilder, handled: Handled, outcome: Outcome

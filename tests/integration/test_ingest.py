@@ -16,7 +16,7 @@ from sessionferry.archive import Archive, hydrate, inbox_key
 from sessionferry.batch import Batch, Claim, Limits, encode, encode_parts
 from sessionferry.coverage import Coverage
 from sessionferry.deletion import delete_session, undelete_session
-from sessionferry.delivery import Message
+from sessionferry.delivery import CHUNK_LINES, Message
 from sessionferry.errors import (
     ArchiveMismatch,
     FerryError,
@@ -634,3 +634,49 @@ async def test_a_clock_that_is_set_back_does_not_make_a_lock_look_longer(worker:
     )
     with pytest.raises(TransientError, match="lock runs out"):
         await taker.take_in([message(part(0, 1), locked_until=1000.0 + ingest.WRITE_MARGIN - 1)])
+
+
+# ------------------------------------------------------------ long batches
+
+
+class FailsOnce:
+    """A store whose second write of lines fails, and that knows what is under way."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.writes = 0
+        self.running = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def create_lines(self, *lines: Any) -> Any:
+        self.writes += 1
+        self.running += 1
+        try:
+            if self.writes == 2:
+                raise PermanentError("no")
+            return await self.inner.create_lines(*lines)
+        finally:
+            self.running -= 1
+
+
+async def test_a_batch_of_several_chunks_is_stored_and_counted_exactly(worker: Worker) -> None:
+    long = part(0, 3 * CHUNK_LINES + 7)
+    (outcome,) = await worker.take(long)
+    assert outcome.stored == 3 * CHUNK_LINES + 7
+    (again,) = await worker.take(long, delivery_count=2)
+    assert (again.stored, again.duplicate) == (0, outcome.stored)
+    state = (await worker.head()).stream("events")
+    assert state.stored == Coverage.of((0, 3 * CHUNK_LINES + 6))
+    assert len(await worker.store.read_lines(KEY, "events", 0, limit=10_000)) == outcome.stored
+
+
+async def test_nothing_is_written_any_more_when_a_chunk_has_failed(worker: Worker) -> None:
+    store = FailsOnce(worker.store)
+    taker = worker.over(cast("Store", store))
+    long = message(part(0, 4 * CHUNK_LINES))
+    (outcome,) = await taker.take_in([long])
+    assert outcome.kind == "quarantined"
+    assert store.running == 0
+    assert store.writes == 2

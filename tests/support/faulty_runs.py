@@ -73,11 +73,10 @@ async def troubled_run(
     queue = [*messages, *chance.sample(list(messages), len(messages) // 10)]
     chance.shuffle(queue)
     deliveries = 0
-    offset = time.time() - _enqueued(messages[0])
 
     async def work() -> None:
         nonlocal deliveries
-        taker = Ingest(open_store(), archive, MemoryArchive(), clock=lambda: time.time() - offset)
+        taker = Ingest(open_store(), archive, MemoryArchive(), clock=lambda: _enqueued(messages[0]))
         while queue:
             taken = [queue.pop() for _ in range(min(INVOCATION, len(queue)))]
             deliveries += len(taken)
