@@ -20,7 +20,7 @@ import orjson
 import pytest
 
 from sessionferry.agent.daemon import Agent, Habits
-from sessionferry.agent.discover import look
+from sessionferry.agent.discover import Source, look
 from sessionferry.agent.gate import Checked, OpenGate
 from sessionferry.agent.pace import Hours
 from sessionferry.agent.spool import Spool, SpoolDamaged, open_spool
@@ -79,7 +79,7 @@ class Machine:
             spool,
             Checked(OpenGate()),
             identity,
-            scan=lambda: look([self.home], "anna", None),
+            scan=self.look,
             roots=self.roots,
             open_link=self.link,
             habits=self.habits,
@@ -92,6 +92,9 @@ class Machine:
             agent.stop()
             await asyncio.wait_for(running, PATIENCE)
             spool.close()
+
+    def look(self) -> list[Source]:
+        return look([self.home], "anna", None)
 
     def write(self, name: str, content: bytes) -> Path:
         path = self.session / name
@@ -424,6 +427,28 @@ async def test_outside_the_hours_all_is_read_and_nothing_sent(machine: Machine) 
     assert machine.opened == 0
     machine.habits = HABITS._replace(hours=Hours(minute, (minute + 120) % 1440))
     async with machine.agent():
+        await machine.has(lines(0))
+
+
+async def test_no_failure_of_a_library_or_a_folder_ends_the_agent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessionferry.agent.daemon.FIRST_PAUSE", 0.1)
+    machine.trouble = AttributeError("'NoneType' object has no attribute 'send'")
+    look_well, looks = machine.look, []
+
+    def look_badly() -> list[Source]:
+        looks.append(1)
+        if len(looks) == 1:
+            raise PermissionError(13, "Permission denied")
+        return look_well()
+
+    machine.look = look_badly  # type: ignore[method-assign]
+    machine.roots = [machine.home / "projects" / "-p" / "sessions" / "s1" / "events.jsonl"]
+    machine.write("events.jsonl", lines(0))
+    async with machine.agent():
+        await until(lambda: machine.opened > 2)
+        machine.trouble = None
         await machine.has(lines(0))
 
 

@@ -24,7 +24,7 @@ from sessionferry.agent.gate import Checked, Gate, OpenGate, Passed
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import FileId, Known, Spool
 from sessionferry.batch import Batch, Header, check_time
-from sessionferry.errors import TransientError
+from sessionferry.errors import TransientError, UserError
 from sessionferry.host import Identity
 from sessionferry.hosts import parse_heartbeat
 from sessionferry.identity import SessionKey
@@ -487,6 +487,30 @@ async def test_a_file_that_grows_while_it_is_read_is_looked_at_again(agent: Agen
     await agent.ship(advance=grow)
     await agent.ship()
     assert agent.generations("events") == {0: lines(1) + lines(2)}
+
+
+async def test_a_disk_that_is_too_full_is_a_sentence_and_no_waiting(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    spool = Spool(agent.folder / "spool.db", free_bytes=2**62)
+    shipper = Shipper(spool, Checked(OpenGate()), agent.identity, limit=LIMIT)
+    with pytest.raises(UserError, match="too full"):
+        await shipper.ship(agent.sources(), MemorySender())
+    assert spool.known(FileId(agent.sources()[0].key, "events")) is None
+    spool.close()
+
+
+async def test_a_spool_smaller_than_the_files_is_emptied_on_the_way(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1, 400))
+    spool = Spool(agent.folder / "spool.db", most_bytes=5000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sessionferry.agent.collecting.COMMIT_BYTES", 3000)
+        patch.setattr("sessionferry.agent.shipping.ROOM_SECONDS", 0.01)
+        sender = MemorySender(hold=1)
+        shipper = Shipper(spool, Checked(OpenGate()), agent.identity, limit=LIMIT)
+        await shipper.ship(agent.sources(), sender)
+    spool.close()
+    agent.queue = sender.accepted
+    assert agent.generations("events") == {0: lines(1, 400)}
 
 
 # ------------------------------------------------------------ heartbeats

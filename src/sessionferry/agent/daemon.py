@@ -25,10 +25,10 @@ from sessionferry.agent.gate import Checked
 from sessionferry.agent.heart import Heart
 from sessionferry.agent.pace import Hours, Pace
 from sessionferry.agent.sending import Link, Sending
-from sessionferry.agent.spool import Spool
+from sessionferry.agent.spool import Spool, SpoolDamaged
 from sessionferry.agent.tail import Due, Tail, Timing
 from sessionferry.batch import utc_now
-from sessionferry.errors import FerryError, UserError, classify, retry_after
+from sessionferry.errors import UserError, classify, retry_after
 from sessionferry.host import Identity
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,11 @@ class Agent:
             await changes.close()
 
     async def _scan(self) -> None:
-        await asyncio.to_thread(self._tail.scan)
+        try:
+            await asyncio.to_thread(self._tail.scan)
+        except OSError as error:
+            # A folder that cannot be entered now may be open to us at the next look.
+            log.warning("the files could not be looked for: %s", error)
 
     async def _next_changes(self, changes: "_Changes", scanned: float) -> set[Path]:
         """Wait for the file system, the next file that is due, the next scan, or the end."""
@@ -226,7 +230,9 @@ class Agent:
                     self._spool.note("limit", link.limit)
                     await self._send_while_busy(link)
                     failures = 0
-            except (FerryError, OSError) as error:
+            except SpoolDamaged:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever the client raises may pass
                 failures += 1
                 await self._pause(error, failures)
 
@@ -278,13 +284,14 @@ class Agent:
             wait.cancel()
         return bool(done)
 
-    async def _pause(self, error: FerryError | OSError, failures: int) -> None:
+    async def _pause(self, error: Exception, failures: int) -> None:
         """Note why sending failed, and wait: longer each time, or as long as the server said."""
         longest = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
         seconds = retry_after(error, longest * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
         level = logging.WARNING if failures == 1 else logging.INFO
         log.log(level, "sending failed, tried again in %.0f s: %s", seconds, error)
-        trouble = {"error": str(error), "kind": _kind(error), "since": utc_now()}
+        said = str(error) or type(error).__name__
+        trouble = {"error": said, "kind": _kind(error), "since": utc_now()}
         known = self._spool.notes().get("trouble")
         if known and known.get("error") == trouble["error"]:
             trouble["since"] = known["since"]
@@ -308,7 +315,7 @@ class _Changes:
     def renew(self) -> None:
         """Watch again after a failure, or when a folder has come into being."""
         # A single file is replaced under our hands; the scans look at it.
-        there = {root.resolve() for root in self._roots if root.is_dir()}
+        there = {root.resolve() for root in self._roots if _is_folder(root)}
         if there != self._watched or (self._task is not None and self._task.done()):
             self._stop.set()
             self._stop = asyncio.Event()
@@ -368,5 +375,12 @@ async def _ended_within(task: "asyncio.Task[None]", seconds: float) -> None:
         await asyncio.wait({task})
 
 
-def _kind(error: FerryError | OSError) -> str:
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _kind(error: Exception) -> str:
     return "rights" if isinstance(error, UserError) else classify(error).value

@@ -10,6 +10,7 @@ from sessionferry.agent.gate import Checked
 from sessionferry.agent.heart import Heart
 from sessionferry.agent.sending import Link, Sending
 from sessionferry.agent.spool import Spool
+from sessionferry.errors import UserError
 from sessionferry.host import Identity
 
 ROOM_SECONDS = 0.2
@@ -34,6 +35,7 @@ class Shipper:
         self._spool = spool
         self._heart = Heart(identity)
         self._stopping = threading.Event()
+        self._is_full = threading.Event()
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._collector = Collector(
@@ -61,6 +63,10 @@ class Shipper:
             while not collecting.done():
                 self._news.clear()
                 await sending.send_all()
+                if self._is_full.is_set():
+                    # What the link holds back to fill a message takes room, too.
+                    self._is_full.clear()
+                    await sending.flush()
                 await asyncio.wait(
                     {collecting, waker := asyncio.create_task(self._news.wait())},
                     return_when=asyncio.FIRST_COMPLETED,
@@ -90,5 +96,9 @@ class Shipper:
         self._loop.call_soon_threadsafe(self._news.set)
 
     def _wait_for_room(self) -> None:
+        if not self._spool.has_batches():
+            folder = self._spool.path.parent
+            raise UserError(f"The disk of {folder} is too full: FERRY_SPOOL_FREE_MB stay free.")
+        self._is_full.set()
         self._wake()
         self._stopping.wait(ROOM_SECONDS)

@@ -14,7 +14,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -248,7 +248,7 @@ class Spool:
     def fail(self, file: FileId, path: Path, error: str) -> None:
         """Note why a file is not read on; forgotten with its next commit."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._transaction():
+        with suppress(SpoolFull), self._transaction():
             self._db.execute(
                 "INSERT INTO errors VALUES (?, ?, ?, ?, ?) ON CONFLICT (partition_key, role)"
                 " DO UPDATE SET error = excluded.error, path = excluded.path",
@@ -257,7 +257,7 @@ class Spool:
 
     def heal(self, file: FileId) -> None:
         """Forget why a file was not read on."""
-        with self._guarded():
+        with suppress(SpoolFull), self._guarded():
             named = (file.key.partition_key, file.role)
             self._db.execute("DELETE FROM errors WHERE partition_key = ? AND role = ?", named)
 
@@ -302,7 +302,8 @@ class Spool:
         with self._lock:
             if not self._taken:
                 return
-            with self._transaction():
+            # On a full disk even a removal has no room; it is made up for with the next one.
+            with suppress(SpoolFull), self._transaction():
                 self._remove_taken()
             with self._guarded():
                 if self._number("PRAGMA freelist_count") > FREE_PAGES:
@@ -358,8 +359,8 @@ class Spool:
         return {(key, role): (path, error, since) for key, role, path, error, since in rows}
 
     def note(self, name: str, value: Any) -> None:
-        """Keep a small value for `ferry status`; None removes it."""
-        with self._guarded():
+        """Keep a small value for `ferry status`, if the disk has room; None removes it."""
+        with suppress(SpoolFull), self._guarded():
             if value is None:
                 self._db.execute("DELETE FROM notes WHERE name = ?", (name,))
             else:
