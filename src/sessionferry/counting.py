@@ -115,7 +115,7 @@ async def _count_left(store: Store, head: Head, mark: Mark) -> Head:
             if document["sequence"] > last:
                 break
             facts.append(stored_facts(document))
-            name = document["format"]
+            name = document.get("format", name)
     delivery = Delivery(
         mark.stream, mark.generation, stored=facts, format=name, unplaced=bool(facts)
     )

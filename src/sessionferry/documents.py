@@ -22,6 +22,7 @@ from sessionferry.parsing import Parsed, Refused, follow, parse
 
 DOCUMENT_TYPES: dict[str, str] = {"events": "event", "transcript": "transcript_message"}
 
+_NO_HASH = bytes(32)
 COSMOS_KEYS = frozenset({"ttl", "_rid", "_self", "_etag", "_attachments", "_ts", "_lsn", "_listed"})
 PER_DELIVERY_KEYS = frozenset({"synced_at", "host_id", "payload_ref"})
 OUR_KEYS = frozenset(
@@ -281,7 +282,12 @@ def shadow(fields: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_facts(document: dict[str, Any]) -> Facts:
-    """Read the facts back from a stored document: what a head counts is what is stored."""
+    """Read the facts back from a stored document: what a head counts is what is stored.
+
+    A document that amplifier-session-storage wrote has no hash: it equals no line of ours.
+    """
+    if "line_sha256" not in document:
+        return Facts(document["sequence"], _NO_HASH, 0)
     known, stream = format_named(document["format"]), _stream(document)
     summary = document.get("summary") or {}
     truncated = document["data_truncated"]

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from sessionferry import head_store
 from sessionferry.archive import Archive, NoArchive
 from sessionferry.coverage import Coverage
-from sessionferry.documents import COSMOS_KEYS, OUR_KEYS
+from sessionferry.documents import COSMOS_KEYS, OUR_KEYS, Document, Facts
 from sessionferry.errors import (
     ArchiveMismatch,
     BadIdentity,
@@ -820,6 +820,36 @@ async def test_a_newer_generation_of_a_fleet_is_what_is_written_to(
     found = await light.get_event_lines(*PLACE)
     assert [line["id"] for line in found] == [f"run-7~2_evt_{n}" for n in range(3)]
     await check_exact(light)
+
+
+# ---------------------------------------------------------------- what the library left
+
+
+async def test_a_session_that_the_library_wrote_is_taken_over_by_the_next_sync(
+    storage: CosmosFileStorage,
+) -> None:
+    """Its documents have the documented fields and no others, and there is no head."""
+    place = {"user_id": "grace", "project_slug": "compiler", "session_id": "run-7"}
+    written = {"host_id": "old", "synced_at": "2025-01-01T00:00:00+00:00"}
+    session = {"id": "run-7", "_type": "session", "bundle": "navy", **place, **written}
+    await storage._store.write_item("sessions", session, None)
+    line = {"partition_key": "grace|compiler|run-7", "_type": "event", **place, **written}
+    size = {"data_truncated": False, "data_size_bytes": 150}
+    left = [event(n) | line | size | {"id": f"run-7_evt_{n}", "sequence": n} for n in range(3)]
+    made = [Document(Facts(n, bytes(32), 0), orjson.dumps(one)) for n, one in enumerate(left)]
+    await storage._store.create_lines(KEY, "events", 0, made)
+    known = await storage.get_session_metadata("grace", "run-7")
+    assert known is not None
+    assert known["bundle"] == "navy"
+    assert await storage.get_event_count(*PLACE) == 0
+    await storage.sync_event_lines(*WRITER, lines=[event(n) for n in range(5)])
+    assert [one["host_id"] for one in await storage.get_event_lines(*PLACE)] == ["ship-1"] * 5
+    assert await storage.get_event_count(*PLACE) == 5
+    await check_exact(storage)
+    metadata = {"session_id": "run-7", "project_slug": "compiler", "bundle": "new"}
+    await storage.upsert_session_metadata("grace", "ship-1", metadata)
+    (listed,) = await storage.list_sessions("grace")
+    assert listed["bundle"] == "new"
 
 
 # ---------------------------------------------------------------- the guide

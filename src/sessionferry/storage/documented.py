@@ -19,7 +19,7 @@ def line(document: Mapping[str, Any]) -> dict[str, Any]:
 def session(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a session's document with the fields that the library documents."""
     own = _own(document, projection.OUR_KEYS)
-    return own | {name: document[name] for name in projection.DOCUMENTED_KEYS}
+    return own | {name: document[name] for name in projection.DOCUMENTED_KEYS if name in document}
 
 
 def _own(document: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:

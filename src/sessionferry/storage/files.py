@@ -457,7 +457,7 @@ class CosmosFileStorage:
 
     async def _session(self, user_id: str, session_id: str) -> dict[str, Any] | None:
         item = await self._store.read_item("sessions", user_id, escape(session_id))
-        return item.document if item and not item.document["deleted"] else None
+        return item.document if item and not item.document.get("deleted") else None
 
     async def _known_project(self, user_id: str, session_id: str) -> str:
         document = await self._session(user_id, session_id)

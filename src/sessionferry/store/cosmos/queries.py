@@ -58,9 +58,13 @@ def query(text: str, **values: Any) -> Query:
 
 
 def facts_between(generation: int, first: int, last: int) -> Query:
-    """Read what a head counts of the stored lines from `first` to `last`."""
+    """Read what a head counts of the stored lines from `first` to `last`.
+
+    Lines that amplifier-session-storage wrote have no generation, and the ids of generation 0.
+    """
+    theirs = "" if generation else " OR NOT IS_DEFINED(c.generation)"
     return query(
-        f"SELECT {_FACTS} FROM c WHERE c.generation = @generation"  # noqa: S608
+        f"SELECT {_FACTS} FROM c WHERE (c.generation = @generation{theirs})"  # noqa: S608
         " AND c.sequence >= @first AND c.sequence <= @last",
         generation=generation,
         first=first,
