@@ -230,6 +230,24 @@ async def test_a_transcript_rewritten_in_the_middle_is_the_next_generation(
     assert len(generations(of(machine.queue, "lines", "transcript"))) == 2
 
 
+async def test_a_large_transcript_that_is_changed_while_it_grows_is_noticed_when_quiet(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its middle, at the same length, and with an end like the one that was read."""
+    monkeypatch.setattr("sessionferry.agent.collecting.SURE_BYTES", 50)
+    monkeypatch.setattr("sessionferry.agent.collecting.END_BYTES", 20)
+    machine.habits = HABITS._replace(timing=Timing(0.1, 200_000, 1.5))
+    path = machine.write("transcript.jsonl", lines(100, 50))
+    async with machine.agent() as agent:
+        await machine.has(lines(100, 50), "transcript")
+        changed = lines(100, 20) + lines(777, 1) + lines(121, 40)
+        with path.open("r+b") as file:
+            file.write(changed)
+        await until(lambda: agent.report.lines == 61)
+        await machine.has(changed, "transcript")
+    assert len(generations(of(machine.queue, "lines", "transcript"))) == 2
+
+
 async def test_a_truncated_file_starts_anew(machine: Machine) -> None:
     path = machine.write("events.jsonl", lines(0, 9))
     async with machine.agent():

@@ -90,6 +90,8 @@ class _Seen(NamedTuple):
     end: bytes
     digest: "hashlib._Hash"
     compared_at: float
+    is_trusted: bool
+    """Whether its end alone was compared when it was read last."""
 
 
 class Collector:
@@ -293,7 +295,9 @@ class Collector:
             return False
         if not file.source.is_rewritable:
             return True
-        return seen.offset > SURE_BYTES and time.monotonic() - seen.compared_at < SURE_SECONDS
+        if seen.offset <= SURE_BYTES or self._is_quiet(file.state):
+            return False
+        return time.monotonic() - seen.compared_at < SURE_SECONDS
 
     def _read_tail(self, file: "_File", rest: bytes, known: Known, start: Known) -> Known:
         """Collect an unterminated end, if the file has been quiet for long enough."""
@@ -322,7 +326,9 @@ class Collector:
         if (known.size, known.modified_ns) != (state.st_size, _mark(state)):
             return False
         has_rest = known.size > known.offset and not known.tail_sha256
-        return not (has_rest and self._is_quiet(state))
+        seen = self._seen.get(file.id)
+        is_unsure = file.source.is_rewritable and seen is not None and seen.is_trusted
+        return not ((has_rest or is_unsure) and self._is_quiet(state))
 
     def _is_quiet(self, state: os.stat_result) -> bool:
         """Whether nobody has written for so long that an unterminated line is a torn one."""
@@ -401,7 +407,8 @@ class Collector:
         end = hashlib.sha256(file.content.read(min(END_BYTES, offset))).digest()
         before = self._seen.get(file.id)
         at = before.compared_at if before else time.monotonic()
-        self._seen[file.id] = _Seen(_inode(file.state), offset, end, stream.digest, at)
+        inode, is_trusted = _inode(file.state), before is not None
+        self._seen[file.id] = _Seen(inode, offset, end, stream.digest, at, is_trusted)
         self._seen.move_to_end(file.id)
         if len(self._seen) > MOST_SEEN:
             self._seen.popitem(last=False)
