@@ -31,6 +31,7 @@ from sessionferry.simulate import FleetPlan, simulate
 from sessionferry.store import engines
 from support.broker import RunningBroker, connection_string
 from support.commands import CommandServer
+from support.exports import check_export
 from support.postgres import Server
 from support.proxy import Proxy
 from support.stack import Ferry, wait_for
@@ -321,7 +322,7 @@ class Chaos:
         assert rows["events"] + rows["transcripts"] == totals.stored
         assert rows["quarantine"] == totals.quarantined
         for session_id in sorted({file.session_id for file in self.oracle.files}):
-            self._check_export(session_id)
+            check_export(self.ferry, self.whole, self.oracle, session_id, self.folder / "back")
 
     def _rows(self) -> dict[str, int]:
         """Count what lies in the store of the fleet's sessions, beside all of our own code."""
@@ -340,14 +341,6 @@ class Chaos:
                 }
         finally:
             engine.dispose()
-
-    def _check_export(self, session_id: str) -> None:
-        back = self.folder / "back"
-        self.ferry.run("export", session_id, "--to", back)
-        (folder,) = self.whole.rglob(f"sessions/{session_id}")
-        given = {path.name: path.read_bytes() for path in folder.iterdir()}
-        found = {path.name: path.read_bytes() for path in (back / session_id).iterdir()}
-        assert found == given
 
 
 def _sum(findings: list[dict[str, Any]], name: str) -> int:
