@@ -56,6 +56,13 @@ async def sweep(timer: func.TimerRequest) -> None:  # noqa: ARG001
     await consumer.sweep()
 
 
+@app.function_name("expire")
+@app.timer_trigger(arg_name="timer", schedule="0 41 1 * * *")
+async def expire(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Prune, hide and delete what the settings say is old."""
+    await consumer.expire()
+
+
 @app.function_name("livez")
 @app.route(trigger_arg_name="request", route="livez", methods=[func.HttpMethod.GET])
 async def livez(request: func.HttpRequest) -> func.HttpResponse:  # noqa: ARG001

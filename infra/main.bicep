@@ -79,6 +79,21 @@ param archiveCoolAfterDays int = 0
 @description('Days that logs are kept.')
 param logDays int = 30
 
+@minValue(0)
+@description('Days without activity after which noisy events lose their documents; the archive keeps their bytes. 0: never.')
+param retentionPruneDays int = 0
+
+@description('Which events are noisy, separated by commas. Empty: the usual ones.')
+param retentionPruneEvents string = ''
+
+@minValue(0)
+@description('Days without activity after which a session is hidden. 0: never.')
+param retentionHideDays int = 0
+
+@minValue(0)
+@description('Days after which a hidden session is deleted, archive included. 0: never.')
+param retentionDeleteDays int = 0
+
 @description('Puts database, archive and host storage behind private endpoints, and the queue with Premium.')
 param privateNetworking bool = false
 
@@ -268,6 +283,10 @@ module functions 'modules/functions.bicep' = {
     storeUrl: cosmos.outputs.storeUrl
     archiveUrl: '${archive.outputs.blobEndpoint}archive'
     inboxUrl: '${inbox.outputs.blobEndpoint}inbox'
+    retentionPruneDays: retentionPruneDays
+    retentionPruneEvents: retentionPruneEvents
+    retentionHideDays: retentionHideDays
+    retentionDeleteDays: retentionDeleteDays
     insightsConnection: monitoring.outputs.insightsConnection
     subnetId: privateNetworking ? network!.outputs.appSubnetId : ''
     pythonVersion: pythonVersion

@@ -13,6 +13,10 @@ param queueName string
 param storeUrl string
 param archiveUrl string
 param inboxUrl string
+param retentionPruneDays int
+param retentionPruneEvents string
+param retentionHideDays int
+param retentionDeleteDays int
 param insightsConnection string
 @description('Empty without private networking.')
 param subnetId string
@@ -96,6 +100,10 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     FERRY_STORE: storeUrl
     FERRY_ARCHIVE: archiveUrl
     FERRY_INBOX: inboxUrl
+    FERRY_RETENTION_PRUNE_DAYS: '${retentionPruneDays}'
+    FERRY_RETENTION_PRUNE_EVENTS: retentionPruneEvents
+    FERRY_RETENTION_HIDE_DAYS: '${retentionHideDays}'
+    FERRY_RETENTION_DELETE_DAYS: '${retentionDeleteDays}'
   }
 }
 

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol
 
-from sessionferry import dead_letters, sweeping, telemetry, watching
+from sessionferry import dead_letters, expiring, sweeping, telemetry, watching
 from sessionferry.archive import Archive, is_folder
 from sessionferry.delivery import Message, Outcome
 from sessionferry.errors import FerryError, UserError
+from sessionferry.expiry import Policy
 from sessionferry.ingest import Ingest
 from sessionferry.settings import Settings, endpoints
 from sessionferry.store.opening import open_store
@@ -26,6 +27,8 @@ LOCK_SECONDS = 300.0
 
 SWEEP_SECONDS = 240.0
 """How long one run of the sweep goes on: well below the invocation's limit of ten minutes."""
+EXPIRE_SECONDS = 240.0
+"""The same for a run of the retention."""
 
 
 class QueueMessage(Protocol):
@@ -88,6 +91,15 @@ class Consumer:
         await sweeping.sweep_heads(ingest.store, ingest.archive, seconds=SWEEP_SECONDS)
         if is_folder(settings.inbox or ""):
             await sweeping.sweep_inbox(ingest.inbox, datetime.now(UTC))
+
+    async def expire(self) -> None:
+        """Do what retention is due, as far as the time goes; nothing while it is off."""
+        policy = Policy.from_settings(Settings.read())
+        if policy.is_off:
+            return
+        ingest = await self._open()
+        now = datetime.now(UTC)
+        await expiring.expire(ingest.store, ingest.archive, policy, now, seconds=EXPIRE_SECONDS)
 
     async def readiness(self) -> HTTPStatus:
         """Return 200 if messages could be taken in now, else 503; asked often, it looks seldom."""

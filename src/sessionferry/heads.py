@@ -18,7 +18,7 @@ from sessionferry.coverage import Coverage, Range
 from sessionferry.documents import Facts
 from sessionferry.errors import TransientError
 from sessionferry.formats.meaning import COST_SCALE, Usage, cost, cost_text
-from sessionferry.identity import SessionKey, Stream
+from sessionferry.identity import STREAMS, SessionKey, Stream
 
 MAX_RANGES = 5_000
 """A head with more ranges than this takes no batch that would split it further (design)."""
@@ -194,6 +194,13 @@ class Head(_Model):
     dirty: tuple[Mark, ...] = ()
     tombstone: Tombstone | None = None
     deletions: int = Field(default=0, description="How often it was deleted, undeleted or not.")
+    pinned: bool = Field(default=False, description="Retention leaves it alone.")
+    hidden_at: str | None = Field(
+        default=None, description="Retention hid it then; new lines show it again."
+    )
+    pruned_events: tuple[str, ...] = Field(
+        default=(), description="Events of which retention has left no document."
+    )
 
     @classmethod
     def new(cls, key: SessionKey) -> Head:
@@ -240,8 +247,10 @@ def merge(head: Head, deliveries: Iterable[Delivery], metadata: Iterable[Metadat
     """Return the head after these deliveries. A tombstone takes nothing in."""
     if head.tombstone is not None:
         return head
+    before = head
     for delivery in deliveries:
         head = _merge_one(head, delivery)
+    head = _with_activity(before, head)
     for candidate in metadata:
         if head.metadata is None or candidate.rank > head.metadata.rank:
             head = head.model_copy(update={"metadata": candidate})
@@ -305,7 +314,8 @@ def restate(head: Head, stream: Stream, deliveries: Iterable[Delivery]) -> Head:
         counted = _add(counted, delivery)
     refused = (state.quarantined | counted.quarantined) - counted.stored
     update = {"quarantined": refused, "pruned": state.pruned & counted.stored}
-    return _with_stream(head, stream, counted.model_copy(update=update))
+    counted = counted.model_copy(update=update)
+    return _with_activity(head, _with_stream(head, stream, counted))
 
 
 def prune(head: Head, stream: Stream, sequences: Coverage) -> Head:
@@ -377,6 +387,15 @@ def _merge_one(head: Head, delivery: Delivery) -> Head:
         )
         state = _next_generation(state, delivery.generation)
     return _with_stream(head, delivery.stream, _add(state, delivery))
+
+
+def _with_activity(before: Head, head: Head) -> Head:
+    """Show a hidden session again that has other lines now; it may have events to be pruned."""
+    lines = ((now.generation, now.stored, now.digest) for now in map(head.stream, STREAMS))
+    known = ((was.generation, was.stored, was.digest) for was in map(before.stream, STREAMS))
+    if tuple(lines) == tuple(known):
+        return head
+    return head.model_copy(update={"hidden_at": None, "pruned_events": ()})
 
 
 def _with_stream(head: Head, name: Stream, state: StreamHead) -> Head:

@@ -99,7 +99,7 @@ def render(
         "synced_at": utc_now(),
         "projects": entries,
         "metadata": newest,
-        "deleted": not alive,
+        "deleted": all(entry.get("hidden_at") for entry in alive),
         **_totals(alive),
     }
     document = _lay_over(fields, ours)
@@ -124,6 +124,8 @@ def _entry(head: Head) -> dict[str, Any]:
         "partition_key": head.key.partition_key,
         "head_version": head.head_version,
         "deleted": head.tombstone is not None,
+        "pinned": head.pinned,
+        "hidden_at": head.hidden_at,
         "metadata": head.metadata.model_dump(mode="json") if head.metadata else None,
         "about": _about(head),
         **{name: _stream_entry(head.stream(name)) for name in STREAMS},

@@ -106,6 +106,21 @@ class Settings(BaseSettings):
     sas_file: Path | None = Field(
         None, description="File with a SAS token, or with a connection string that has one."
     )
+    retention_prune_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Days after which noisy events lose their documents; 0: never.",
+    )
+    retention_prune_events: str | None = Field(
+        None, description="Which events are noisy, separated by commas."
+    )
+    retention_hide_days: int = Field(
+        0, ge=0, le=36_500, description="Days after which a session is hidden; 0: never."
+    )
+    retention_delete_days: int = Field(
+        0, ge=0, le=36_500, description="Days after which a hidden session is deleted; 0: never."
+    )
     websocket: bool = Field(False, description="Reach the queue over WebSocket, on port 443.")
     proxy: str | None = Field(None, description="HTTP proxy on the way: http://host:port.")
     spool_mb: int = Field(1000, ge=1, description="Most megabytes that wait to be sent.")

@@ -29,7 +29,9 @@ DELETION_MINUTES = 30
 """A deletion that is younger may be going on."""
 _PAGE = 100
 _LATE_LINES = 1_000
-_PLACE: Final[tuple[ItemContainer, str, str]] = ("attempts", "sweep", "heads")
+_PLACES: Final[ItemContainer] = "attempts"
+_PLACE = "sweep"
+_PLACE_ID = "heads"
 
 
 class Swept(NamedTuple):
@@ -57,7 +59,7 @@ async def sweep_heads(
     """
     loop = asyncio.get_running_loop()
     until = None if seconds is None else loop.time() + seconds
-    token = await _read_place(store) if seconds is not None else None
+    token = await read_place(store, _PLACE) if seconds is not None else None
     swept = Swept()
     while True:
         page = await store.list_items("heads", limit=_PAGE, continuation=token)
@@ -68,7 +70,7 @@ async def sweep_heads(
         if token is None or (until is not None and loop.time() > until):
             break
     if seconds is not None:
-        await _keep_place(store, token)
+        await keep_place(store, _PLACE, token)
     facts = {**swept._asdict(), "complete": token is None}
     shown = " ".join(f"{name}={value}" for name, value in facts.items())
     log.info("heads swept: %s", shown, extra={"event": "swept", **facts})
@@ -184,8 +186,9 @@ async def _delete_again(store: Store, archive: Archive, head: Head) -> None:
         await delete_session(store, archive, head.key)
 
 
-async def _read_place(store: Store) -> str | None:
-    item = await store.read_item(*_PLACE)
+async def read_place(store: Store, work: str) -> str | None:
+    """Read where a walk over all heads has to go on; None at the beginning."""
+    item = await store.read_item(_PLACES, work, _PLACE_ID)
     token = item.document.get("token") if item else None
     if token is None:
         return None
@@ -196,14 +199,14 @@ async def _read_place(store: Store) -> str | None:
     return str(token)
 
 
-async def _keep_place(store: Store, token: str | None) -> None:
-    container, partition, item_id = _PLACE
-    item = await store.read_item(container, partition, item_id)
-    document = {"id": item_id, "partition_key": partition, "token": token}
+async def keep_place(store: Store, work: str, token: str | None) -> None:
+    """Note where the next walk of this name goes on."""
+    item = await store.read_item(_PLACES, work, _PLACE_ID)
+    document = {"id": _PLACE_ID, "partition_key": work, "token": token}
     try:
-        await store.write_item(container, document, item.etag if item else None)
+        await store.write_item(_PLACES, document, item.etag if item else None)
     except ItemChanged:
-        log.debug("another sweep has noted its place")
+        log.debug("another %s has noted its place", work)
 
 
 def _age(moment: str) -> timedelta:

@@ -378,7 +378,7 @@ def settings_read_by_the_app() -> set[str]:
     from sessionferry.settings import Settings
 
     read = set(re.findall(r"%(\w+)%", (ROOT / "function_app.py").read_text(encoding="utf-8")))
-    for module in ("consumer.py", "watching.py"):
+    for module in ("consumer.py", "expiry.py", "watching.py"):
         source = (ROOT / "src" / "sessionferry" / module).read_text(encoding="utf-8")
         # `store_url` is FERRY_STORE, unless only Cosmos DB's own settings are there.
         found = {name.removesuffix("_url") for name in re.findall(r"settings\.(\w+)", source)}

@@ -67,6 +67,11 @@ COMMANDS = {
     "orphans": Command(
         "orphans:orphans", "Find archived objects that nothing refers to: never counted, or spent."
     ),
+    "pin": Command("expiring:pin", "Keep a session from retention; shows it if it was hidden."),
+    "unpin": Command("expiring:unpin", "Let retention have a pinned session again."),
+    "expire": Command(
+        "expiring:expire", "Prune, hide and delete what the retention settings say is old."
+    ),
     "sweep": Command(
         "sweep:sweep",
         "Finish what ended deliveries and deletions have left, as the timer does four times a day.",

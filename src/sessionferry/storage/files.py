@@ -460,8 +460,14 @@ class CosmosFileStorage:
         return item.document if item and not item.document.get("deleted") else None
 
     async def _known_project(self, user_id: str, session_id: str) -> str:
-        document = await self._session(user_id, session_id)
-        return str(document["project_slug"]) if document else _DEFAULT_PROJECT
+        item = await self._store.read_item("sessions", user_id, escape(session_id))
+        if item is None:
+            return _DEFAULT_PROJECT
+        # A session that retention has hidden is not shown, and goes on where it was.
+        projects: list[dict[str, Any]] = item.document.get("projects", [])
+        if item.document.get("deleted") and all(entry["deleted"] for entry in projects):
+            return _DEFAULT_PROJECT
+        return str(item.document["project_slug"])
 
     async def _sessions_page(
         self, user_id: str, project_slug: str | None, limit: int, continuation: str | None
