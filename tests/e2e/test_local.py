@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 
+from sessionferry.batch import decode
 from support.stack import RunningStack, ended, wait_for
 
 
@@ -110,3 +112,25 @@ def test_ctrl_c_stops_a_command_quietly(stack: RunningStack, tmp_path: Path) -> 
             assert "Traceback" not in log.read_text()
         finally:
             os.kill(broker, signal.SIGCONT)
+
+
+def test_one_trace_leads_from_the_reading_of_a_file_to_the_log_of_its_documents(
+    stack: RunningStack,
+) -> None:
+    ferry = stack.ferry("mara")
+    write(ferry.home, 2)
+    with stack:
+        ferry.run("ship")
+        ferry.wait()
+        (archived,) = (stack.data / "archive").rglob("events/*/lines/*")
+        traceparent = decode(archived.read_bytes()).header.traceparent
+        assert traceparent is not None
+        _, trace, _, _ = traceparent.split("-")
+        log = (stack.data / "logs" / "functions-host.log").read_text()
+        (line,) = [line for line in log.splitlines() if "kind=lines" in line]
+        assert "lines=2 stored=2" in line
+        assert line.endswith(f"trace={trace}")
+        health = f"http://127.0.0.1:{stack.described.http}"
+        for path in ("livez", "readyz"):
+            with urllib.request.urlopen(f"{health}/{path}", timeout=20) as answer:  # noqa: S310
+                assert answer.status == 200
