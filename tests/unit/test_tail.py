@@ -63,12 +63,23 @@ def test_a_quiet_file_is_due_once_more(followed: Followed) -> None:
     followed.done(seen(200), 130)
     assert not followed.is_due(399)
     assert followed.is_due(400)
+    followed.begun_at = 400
     followed.done(seen(200), 400)
     assert followed.next_time() is None
 
 
+def test_a_reading_that_began_before_the_file_was_quiet_does_not_count_as_the_last(
+    followed: Followed,
+) -> None:
+    followed.notice(seen(200), 100, TIMING)
+    followed.begun_at = 399
+    followed.done(seen(200), 500)
+    assert followed.is_due(500)
+
+
 def test_a_file_that_could_not_be_read_is_tried_again(followed: Followed) -> None:
     followed.notice(seen(200), 100, TIMING)
+    followed.begun_at = 500
     followed.done(seen(100), 500, failed=True)
     assert followed.next_time() == 500 + RETRY_SECONDS
 

@@ -8,6 +8,7 @@ quiet for a while it is due once more: for an unterminated last line, and for a 
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from sessionferry.agent.discover import Source
 
 log = logging.getLogger(__name__)
 
+CLOCK_SECONDS = 0.05
+"""By how much the file system's clock and ours may differ."""
 FIRST_RATIO = 4.0
 """What a file's bytes are expected to compress to before any of them were."""
 RETRY_SECONDS = 300.0
@@ -55,6 +58,8 @@ class Followed:
     due_at: float | None = None
     quiet_at: float | None = None
     ratio: float = FIRST_RATIO
+    begun_at: float = -math.inf
+    """When its last reading began."""
 
     def notice(self, seen: Seen, now: float, timing: Timing) -> bool:
         """Take in what the file system says; whether that is a change."""
@@ -72,7 +77,8 @@ class Followed:
         """Note that the file was read, or tried."""
         self.read = seen
         self.due_at = now + RETRY_SECONDS if failed else None
-        if self.quiet_at is not None and self.quiet_at <= now:
+        # A reading that began before the file was quiet has not sent its torn line.
+        if self.quiet_at is not None and self.quiet_at <= self.begun_at:
             self.quiet_at = None
 
     def is_due(self, now: float) -> bool:
@@ -151,6 +157,7 @@ class Tail:
             files.sort(key=_day, reverse=True)
         found: list[Due] = []
         for followed in files:
+            followed.begun_at = now
             found += self._of(followed)
         return found
 
@@ -188,7 +195,7 @@ class Tail:
             followed.due_at = now
             quiet_for = max(time.time() - state.st_mtime, 0)
             if quiet_for < self._timing.quiet_seconds:
-                followed.quiet_at = now + self._timing.quiet_seconds - quiet_for
+                followed.quiet_at = now + self._timing.quiet_seconds - quiet_for + CLOCK_SECONDS
             followed.seen = seen
         elif followed.notice(seen, now, self._timing):
             self._hold(path)
