@@ -188,7 +188,7 @@ class DeadLetters:
         advance: Callable[[int], None] | None,
     ) -> None:
         """Receive until all that is asked for was worked on, or none of it comes any more."""
-        pace = Pace(rate)
+        pace = Pace(rate or 0)
         at_once = MOST_AT_ONCE if rate is None else max(1, int(rate * _CHUNK_SECONDS))
         others: set[int] = set()
         held: list[ServiceBusReceivedMessage] = []

@@ -100,7 +100,7 @@ async def send(
 
     `replay` is filled in as it goes, so that it holds whatever ends this.
     """
-    pace = Pace(rate)
+    pace = Pace(rate or 0)
     for unit in replay.units:
         await pace.wait()
         try:

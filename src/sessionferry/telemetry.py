@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from opentelemetry import metrics, trace
@@ -103,11 +104,12 @@ def trace_id(parent: str | None) -> str | None:
     return f"{context.trace_id:032x}" if context.is_valid else None
 
 
+@cache
 def start(metrics_port: int | None = None) -> None:
     """Send what is recorded to Azure Monitor where its connection is set, else offer it here.
 
     `metrics_port` is that of a page for Prometheus, on loopback. Raises `UserError` when it is
-    taken.
+    taken. Done once: a start that went well is not repeated.
     """
     if os.environ.get(AZURE_CONNECTION):
         _to_azure()

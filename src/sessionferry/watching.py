@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from azure.core.exceptions import AzureError
-from azure.servicebus.aio import ServiceBusClient
 
 from sessionferry.errors import TransientError
 from sessionferry.heads import HEAD_ID, Head
 from sessionferry.identity import STREAMS
-from sessionferry.settings import Settings
+from sessionferry.queue_client import open_client
+from sessionferry.settings import Settings, endpoints
 from sessionferry.store import ItemContainer, Store
 
 log = logging.getLogger(__name__)
@@ -128,20 +128,13 @@ async def _oldest(settings: Settings) -> datetime | None:
     """Peek: nothing is locked, and no delivery is counted."""
     try:
         async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(await _client(settings, stack))
+            client, credential = open_client(endpoints(settings))
+            if credential is not None:
+                stack.push_async_callback(credential.close)
+            await stack.enter_async_context(client)
             receiver = client.get_queue_receiver(settings.queue)
             await stack.enter_async_context(receiver)
             waiting = await receiver.peek_messages(max_message_count=1)
     except (AzureError, OSError) as error:
         raise TransientError(f"The queue did not answer: {str(error)[:300]}") from error
     return waiting[0].enqueued_time_utc if waiting else None
-
-
-async def _client(settings: Settings, stack: contextlib.AsyncExitStack) -> ServiceBusClient:
-    if settings.connection is not None:
-        connection = settings.connection.get_secret_value()
-        return ServiceBusClient.from_connection_string(connection, retry_total=1)
-    from azure.identity.aio import DefaultAzureCredential
-
-    credential = await stack.enter_async_context(DefaultAzureCredential())
-    return ServiceBusClient(settings.namespace or "", credential, retry_total=1)

@@ -32,6 +32,7 @@ from sessionferry.store import engines
 from support.broker import RunningBroker, connection_string
 from support.commands import CommandServer
 from support.exports import check_export
+from support.growing import grow
 from support.postgres import Server
 from support.proxy import Proxy
 from support.stack import Ferry, wait_for
@@ -136,13 +137,13 @@ class Chaos:
         print(f"FERRY_CHAOS_SEED={self.seed} with {self.faults} faults")
         began = time.monotonic()
         for number, kind in enumerate(self._plan(), 1):
-            self._grow(number / (self.faults + 1))
+            grow(self.whole, self.live, number / (self.faults + 1))
             self._keep_going()
             time.sleep(self.rng.uniform(*PAUSE))
             self.kinds[kind]()
             self.done[kind] += 1
         print(f"{dict(self.done)} in {time.monotonic() - began:.0f} s")
-        self._grow(1)
+        grow(self.whole, self.live, 1)
         self._settle()
         print(f"settled after {time.monotonic() - began:.0f} s")
         self._check()
@@ -260,18 +261,6 @@ class Chaos:
             self._end_shipping()
             again = ["--resend"] if self.rng.random() < 0.15 else []
             self.shipping = self.ferry.start("ship", self.live, *again)
-
-    def _grow(self, share: float) -> None:
-        """Let every file grow to about this share of its bytes, mostly to amid a line."""
-        for path in self.whole.rglob("*.json*"):
-            if path.name == "oracle.json":
-                continue
-            content = path.read_bytes()
-            live = self.live / path.relative_to(self.whole)
-            live.parent.mkdir(parents=True, exist_ok=True)
-            end = len(content) if path.name == "metadata.json" else round(len(content) * share)
-            with live.open("ab") as file:
-                file.write(content[file.tell() : end])
 
     def _end_shipping(self) -> None:
         process, self.shipping = self.shipping, None

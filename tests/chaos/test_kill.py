@@ -18,6 +18,7 @@ from azure.servicebus import ServiceBusClient, ServiceBusSubQueue
 from sessionferry.simulate import FleetPlan, simulate
 from support.commands import CommandServer
 from support.exports import check_export
+from support.growing import grow
 from support.stack import RunningStack, wait_for
 
 SHORT_KILLS = 6
@@ -82,11 +83,11 @@ class _Chaos:
         victims = [VICTIMS[number % len(VICTIMS)] for number in range(self.kills)]
         self.rng.shuffle(victims)
         for number, victim in enumerate(victims, 1):
-            self._grow(number / (self.kills + 1))
+            grow(self.whole, self.live, number / (self.kills + 1))
             self._keep_shipping(resend=self.rng.random() < 0.15)
             time.sleep(self.rng.uniform(*PAUSE))
             self._kill(victim)
-        self._grow(1)
+        grow(self.whole, self.live, 1)
 
     def _kill(self, victim: str) -> None:
         if victim != "ship":
@@ -96,18 +97,6 @@ class _Chaos:
         else:
             self.shipping.kill()
         self.killed[victim] += 1
-
-    def _grow(self, share: float) -> None:
-        """Let every file grow to about this share of its bytes, mostly to amid a line."""
-        for path in self.whole.rglob("*.json*"):
-            if path.name == "oracle.json":
-                continue
-            content = path.read_bytes()
-            live = self.live / path.relative_to(self.whole)
-            live.parent.mkdir(parents=True, exist_ok=True)
-            end = len(content) if path.name == "metadata.json" else round(len(content) * share)
-            with live.open("ab") as file:
-                file.write(content[file.tell() : end])
 
     def _keep_shipping(self, *, resend: bool) -> None:
         if self.shipping is not None and self.shipping.poll() is None:

@@ -22,7 +22,7 @@ import pytest
 from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import Source, look
 from sessionferry.agent.gate import Checked, OpenGate
-from sessionferry.agent.pace import Hours
+from sessionferry.agent.hours import Hours
 from sessionferry.agent.spool import Spool, SpoolDamaged, open_spool
 from sessionferry.agent.tail import Timing
 from sessionferry.batch import Batch

@@ -23,13 +23,14 @@ from sessionferry.agent.collecting import STANDARD_LIMIT, Collector, Report, Sto
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import Checked
 from sessionferry.agent.heart import Heart
-from sessionferry.agent.pace import Hours, Pace
+from sessionferry.agent.hours import Hours
 from sessionferry.agent.sending import Link, Sending
 from sessionferry.agent.spool import Spool, SpoolDamaged
 from sessionferry.agent.tail import Due, Tail, Timing
 from sessionferry.batch import utc_now
 from sessionferry.errors import UserError, classify, retry_after
 from sessionferry.host import Identity
+from sessionferry.pacing import Pace
 
 log = logging.getLogger(__name__)
 

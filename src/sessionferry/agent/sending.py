@@ -8,9 +8,9 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from sessionferry.agent.pace import Pace
 from sessionferry.agent.spool import Spool, Waiting
 from sessionferry.batch import Header
+from sessionferry.pacing import Pace
 from sessionferry.packing import Packed
 
 LOOK_AHEAD_BYTES = 1024 * 1024

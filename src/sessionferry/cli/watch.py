@@ -15,7 +15,7 @@ from sessionferry.agent import logs
 from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import FormatChoice, homes, look
 from sessionferry.agent.gate import Checked
-from sessionferry.agent.pace import Hours
+from sessionferry.agent.hours import Hours
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.tail import Timing
 from sessionferry.cli.agent import log_folder

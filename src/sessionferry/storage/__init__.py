@@ -8,7 +8,8 @@ stored. Counts, gaps and sync status are one point read.
 docs/guides/amplifier-session-storage.md lists what differs.
 """
 
-from sessionferry.storage.config import CosmosFileConfig, IdentityContext
+from sessionferry.host import IdentityContext
+from sessionferry.storage.config import CosmosFileConfig
 from sessionferry.storage.files import CosmosFileStorage, SyncGaps, SyncStats
 
 __all__ = ["CosmosFileConfig", "CosmosFileStorage", "IdentityContext", "SyncGaps", "SyncStats"]

@@ -1,12 +1,11 @@
 """Where sessions are stored, and who this machine is, in the words of amplifier-session-storage."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import SecretStr
 
 from sessionferry.errors import UserError
-from sessionferry.host import Identity
 from sessionferry.settings import Settings
 from sessionferry.store import Store
 from sessionferry.store.opening import open_store
@@ -74,30 +73,3 @@ class CosmosFileConfig:
             )
         if self.auth_method == _KEY and not self.key:
             raise UserError("auth_method is 'key' and there is none; set AMPLIFIER_COSMOS_KEY.")
-
-
-class IdentityContext:
-    """Who this machine is: the user and host ids that `ferry ship` uses too."""
-
-    _identity: ClassVar[Identity | None] = None
-
-    @classmethod
-    def initialize(cls) -> None:
-        """Read the identity, or create it: `FERRY_USER_ID`, `FERRY_HOST_ID`, else a small file."""
-        cls._identity = Identity.from_settings(Settings.read())
-
-    @classmethod
-    def get_user_id(cls) -> str:
-        """Return the user id."""
-        return cls._known().user_id
-
-    @classmethod
-    def get_host_id(cls) -> str:
-        """Return the host id."""
-        return cls._known().host_id
-
-    @classmethod
-    def _known(cls) -> Identity:
-        if cls._identity is None:
-            cls._identity = Identity.from_settings(Settings.read())
-        return cls._identity

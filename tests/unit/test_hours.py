@@ -1,12 +1,10 @@
-"""When and how fast the agent may send."""
+"""The hours in which the agent may send."""
 
 from datetime import datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sessionferry.agent.pace import Hours, Pace
+from sessionferry.agent.hours import Hours
 
 
 @pytest.mark.parametrize(
@@ -39,24 +37,3 @@ def test_no_hours_are_any_time() -> None:
 def test_what_are_no_hours_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="22:00-06:00"):
         Hours.parse(text)
-
-
-def test_no_limit_never_waits() -> None:
-    assert Pace(0).spend(10**12) == 0
-
-
-@given(
-    counts=st.lists(st.integers(1, 5000), min_size=1, max_size=50),
-    pauses=st.lists(st.floats(0, 3), min_size=50, max_size=50),
-)
-def test_no_more_is_sent_than_the_rate_and_a_seconds_saving(
-    counts: list[int], pauses: list[float]
-) -> None:
-    now = 0.0
-    pace = Pace(1000, clock=lambda: now)
-    sent = 0
-    for count, pause in zip(counts, pauses, strict=False):
-        now += pause + pace.spend(count)
-        # What was sent before this message had its time; the message itself is the only advance.
-        assert sent <= 1000 * (now + 1) + 1e-6
-        sent += count

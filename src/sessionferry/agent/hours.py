@@ -1,9 +1,6 @@
-"""When and how fast the agent may send."""
+"""The hours in which the agent may send."""
 
-import asyncio
 import re
-import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -40,31 +37,3 @@ class Hours(NamedTuple):
         if start <= now:
             start += timedelta(days=1)
         return (start - now).total_seconds()
-
-
-class Pace:
-    """Keeps sending below a number of bytes per second; 0 is no limit.
-
-    What was not used is saved for one second, so that a message may be larger than a second's worth
-    and is waited for afterwards.
-    """
-
-    def __init__(self, bytes_per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = bytes_per_second
-        self._clock = clock
-        self._free_at = clock()
-
-    def spend(self, count: int) -> float:
-        """Take so many bytes; return how many seconds to wait before sending them."""
-        if not self._rate:
-            return 0.0
-        now = self._clock()
-        wait = max(self._free_at - now, 0.0)
-        self._free_at = max(self._free_at, now - 1.0) + count / self._rate
-        return wait
-
-    async def wait(self, count: int) -> None:
-        """Wait until so many bytes may be sent."""
-        seconds = self.spend(count)
-        if seconds:
-            await asyncio.sleep(seconds)
