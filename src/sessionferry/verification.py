@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal
 from sessionferry import head_store
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import OPEN, Checked, Refusal
+from sessionferry.agent.opening import open_shared
 from sessionferry.agent.reading import Blocks, LineTooLong
 from sessionferry.archive import Archive
 from sessionferry.batch import lines_of
@@ -72,7 +73,7 @@ async def verify(
     if head.tombstone is not None:
         return Finding(source, "deleted", detail="the session was deleted")
     try:
-        with source.path.open("rb") as file:
+        with open_shared(source.path) as file:
             if source.stream is None:
                 passed = gate.metadata(source, file.read()).payload
                 return await _verify_metadata(

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from sessionferry import __version__, telemetry
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import Checked, Passed, Refusal
+from sessionferry.agent.opening import open_shared
 from sessionferry.agent.reading import MAX_LINE_BYTES, Blocks, LineTooLong, prefix_digest
 from sessionferry.agent.spool import FileId, Known, SpoolFull, Step
 from sessionferry.batch import Header
@@ -151,7 +152,7 @@ class Collector:
             if content is not None:
                 self._read(source, file_id, content)
             else:
-                with source.path.open("rb") as own:
+                with open_shared(source.path) as own:
                     self._read(source, file_id, own)
         except (OSError, LineTooLong, Refusal) as error:
             reason = _reason(error)

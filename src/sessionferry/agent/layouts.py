@@ -21,6 +21,7 @@ from typing import Literal
 
 import orjson
 
+from sessionferry.agent.opening import open_shared
 from sessionferry.identity import MAX_PART_BYTES
 
 Role = Literal["events", "transcript", "metadata"]
@@ -151,7 +152,7 @@ def _codex_project(path: Path) -> str | None:
     None for a file that is still empty: nothing of it can be lost, and its project is not known.
     """
     try:
-        with path.open("rb") as file:
+        with open_shared(path) as file:
             start = file.read(_FIRST_BYTES)
     except OSError:
         return _NO_PROJECT

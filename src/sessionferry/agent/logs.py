@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from sessionferry.agent.opening import open_shared
 from sessionferry.config import Log
 
 FILE_NAME = "agent.jsonl"
@@ -65,7 +66,7 @@ def last(folder: Path, count: int) -> list[dict[str, Any]]:
     """Return the newest lines, oldest first, across rotated files; broken ones are left out."""
     lines: deque[dict[str, Any]] = deque(maxlen=count)
     for path in _files(folder):
-        with path.open("rb") as file:
+        with open_shared(path) as file:
             lines.extend(_parsed(file.readlines()))
     return list(lines)
 
@@ -79,7 +80,7 @@ def follow(folder: Path) -> Iterator[dict[str, Any] | None]:
             state = path.stat()
             if state.st_ino != inode or state.st_size < place:
                 place, inode = 0, state.st_ino
-            with path.open("rb") as file:
+            with open_shared(path) as file:
                 file.seek(place)
                 fresh = file.read()
         except FileNotFoundError:

@@ -10,6 +10,7 @@ quiet for a while it is due once more: for an unterminated last line, and for a 
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from sessionferry.agent.discover import Source
+from sessionferry.agent.opening import open_shared
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +200,7 @@ class Tail:
                 followed.quiet_at = now + self._timing.quiet_seconds - quiet_for + CLOCK_SECONDS
             followed.seen = seen
         elif followed.notice(seen, now, self._timing):
-            self._hold(path)
+            self._hold(followed.source)
 
     def _of(self, followed: Followed) -> list[Due]:
         """A file that was replaced is read twice: its old content to the end, then the new one."""
@@ -218,11 +220,15 @@ class Tail:
             return [Due(followed.source)]
         return [Due(followed.source, held), Due(followed.source)]
 
-    def _hold(self, path: Path) -> None:
+    def _hold(self, source: Source) -> None:
+        path = source.path
         if path in self._held or len(self._held) >= MOST_HELD:
             return
+        if sys.platform == "win32" and source.stream != "events":
+            # An open file cannot be replaced there, and its tool may be about to do so.
+            return
         with suppress(OSError):
-            self._held[path] = path.open("rb")
+            self._held[path] = open_shared(path)
 
     def _release(self, path: Path) -> None:
         held = self._held.pop(path, None)

@@ -1,0 +1,68 @@
+r"""Opening a session file so that the tool that owns it can delete, rename and go on writing it.
+
+Elsewhere every file is opened so. On Windows Python's own `open` forbids deleting and renaming
+until the file is closed again, and the tool would fail. One thing stays forbidden there while a
+file is open at all: to put another file in its place with `MoveFileExW`, as Python's `os.replace`
+does. Files that are replaced are therefore only open while they are read.
+"""
+
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+    import os
+    from ctypes import wintypes
+
+    _GENERIC_READ = 0x8000_0000
+    _SHARE_READ_WRITE_DELETE = 0x1 | 0x2 | 0x4
+    _OPEN_EXISTING = 3
+    _FILE_ATTRIBUTE_NORMAL = 0x80
+    _INVALID_HANDLE = ctypes.c_void_p(-1).value
+
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _create_file = _kernel32.CreateFileW
+    _create_file.restype = wintypes.HANDLE
+    _create_file.argtypes = (
+        *(wintypes.LPCWSTR, wintypes.DWORD, wintypes.DWORD, wintypes.LPVOID),
+        *(wintypes.DWORD, wintypes.DWORD, wintypes.HANDLE),
+    )
+    _close_handle = _kernel32.CloseHandle
+    _close_handle.argtypes = (wintypes.HANDLE,)
+
+    def open_shared(path: Path) -> BinaryIO:
+        """Open a file for reading, in nobody's way; raises `OSError` as `open` does."""
+        handle = _create_file(
+            extended(os.path.abspath(path)),  # noqa: PTH100 - `Path.absolute` keeps `..`
+            *(_GENERIC_READ, _SHARE_READ_WRITE_DELETE, None),
+            *(_OPEN_EXISTING, _FILE_ATTRIBUTE_NORMAL, None),
+        )
+        if handle == _INVALID_HANDLE:
+            code = ctypes.get_last_error()
+            raise OSError(None, ctypes.FormatError(code).strip(), str(path), code)
+        try:
+            descriptor = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_NOINHERIT)
+        except OSError:
+            _close_handle(handle)
+            raise
+        return os.fdopen(descriptor, "rb")
+
+else:
+
+    def open_shared(path: Path) -> BinaryIO:
+        """Open a file for reading, in nobody's way; raises `OSError` as `open` does."""
+        return path.open("rb")
+
+
+def extended(path: str) -> str:
+    r"""Write an absolute Windows path in the form that may be longer than 260 characters.
+
+    `C:\a` gives `\\?\C:\a`, and `\\server\share` gives `\\?\UNC\server\share`.
+    """
+    if path.startswith("\\\\?\\"):
+        return path
+    if path.startswith("\\\\"):
+        return "\\\\?\\UNC" + path[1:]
+    return "\\\\?\\" + path
