@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
 from sessionferry import head_store
+from sessionferry.agent.content import Unreadable, opened
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import OPEN, Checked, Refusal
-from sessionferry.agent.opening import open_shared
-from sessionferry.agent.reading import Blocks, LineTooLong
+from sessionferry.agent.reading import Blocks
 from sessionferry.archive import Archive
 from sessionferry.batch import lines_of
 from sessionferry.coverage import Coverage
@@ -73,7 +73,7 @@ async def verify(
     if head.tombstone is not None:
         return Finding(source, "deleted", detail="the session was deleted")
     try:
-        with open_shared(source.path) as file:
+        with opened(source.path) as file:
             if source.stream is None:
                 passed = gate.metadata(source, file.read()).payload
                 return await _verify_metadata(
@@ -81,7 +81,7 @@ async def verify(
                 )
             counted = count_file(file, source, head.stream(source.stream), gate)
         return await _verify_stream(store, archive, source, counted, head, whole_bytes=whole_bytes)
-    except (OSError, LineTooLong, Refusal) as error:
+    except (OSError, Unreadable, Refusal) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return Finding(source, "unreadable", detail=f"the file cannot be read: {reason}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from azure.servicebus import ServiceBusClient, ServiceBusMessage
 
 from sessionferry.simulate import FleetPlan, Oracle, simulate
@@ -157,6 +158,11 @@ def test_a_clean_fleet_verifies_with_exit_code_0(ferry: Ferry, tmp_path: Path) -
     findings = ferry.wait(fleet)
     said = ferry.run("verify", fleet, "--bytes", code=0).stdout
     assert "0 quarantined + 0 missing" in said
+    for thread in list(fleet.rglob("rollout-*.jsonl")):
+        thread.with_name(f"{thread.name}.zst").write_bytes(zstandard.compress(thread.read_bytes()))
+        thread.unlink()
+    assert ferry.run("ship", fleet, "--json").json["lines"] == 0
+    assert ferry.run("verify", fleet, "--bytes", code=0).stdout == said
     shown = ferry.run("show", session_id := findings[0]["session_id"]).stdout
     assert shown.startswith(f"session  {session_id}\n")
 

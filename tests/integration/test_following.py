@@ -18,6 +18,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import zstandard
 
 from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import Source, look
@@ -205,6 +206,25 @@ async def test_a_file_that_was_moved_goes_on_where_it_was(machine: Machine) -> N
         await machine.has(lines(0, 6))
         assert agent.report.bytes == len(lines(0, 6))
     assert len(generations(of(machine.queue, "lines", "events"))) == 1
+
+
+async def test_a_thread_is_followed_through_its_compression_and_back(machine: Machine) -> None:
+    first = b'{"cwd":"/srv/app"}\n'
+    folder = machine.home / "sessions" / "2026" / "03" / "02"
+    folder.mkdir(parents=True)
+    plain = folder / "rollout-2026-03-02T09-00-00-t1.jsonl"
+    packed = plain.with_name(f"{plain.name}.zst")
+    plain.write_bytes(first + lines(0))
+    async with machine.agent() as agent:
+        await machine.has(first + lines(0), "transcript")
+        packed.write_bytes(zstandard.compress(plain.read_bytes() + lines(3)))
+        plain.unlink()
+        await machine.has(first + lines(0, 6), "transcript")
+        plain.write_bytes(first + lines(0, 9))
+        packed.unlink()
+        await machine.has(first + lines(0, 9), "transcript")
+        assert agent.report.bytes == len(first + lines(0, 9))
+    assert set(generations(of(machine.queue, "lines", "transcript"))) == {0}
 
 
 async def test_an_atomic_replacement_that_only_grew_is_no_rewrite(machine: Machine) -> None:

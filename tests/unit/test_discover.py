@@ -1,10 +1,12 @@
 """Which files are sessions, and whose."""
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover, slug
 from sessionferry.errors import UserError
@@ -232,11 +234,39 @@ def test_a_rollout_that_is_being_archived_is_seen_once(tmp_path: Path) -> None:
     assert len(found(tmp_path)) == 1
 
 
+def test_a_rollout_that_was_compressed_is_the_same_session(tmp_path: Path) -> None:
+    path = rollout(tmp_path / "sessions/2026/07/11", '{"cwd":"/srv/app"}\n')
+    (plain,) = found(tmp_path)
+    packed = path.with_name(f"{path.name}.zst")
+    packed.write_bytes(zstandard.compress(path.read_bytes()))
+    assert found(tmp_path) == [plain]
+    path.unlink()
+    (source,) = found(tmp_path)
+    assert source == dataclasses.replace(plain, path=packed)
+    assert source.file_name == path.name
+
+
+def test_a_rollout_that_is_archived_and_compressed_at_once_is_its_plain_file(
+    tmp_path: Path,
+) -> None:
+    path = rollout(tmp_path / "sessions/2026/07/11", '{"cwd":"/srv/app"}\n')
+    archived = tmp_path / "archived_sessions" / f"{path.name}.zst"
+    archived.parent.mkdir()
+    archived.write_bytes(zstandard.compress(path.read_bytes()))
+    assert [source.path for source in found(tmp_path)] == [path]
+
+
+def test_a_damaged_compressed_rollout_is_not_left_out(tmp_path: Path) -> None:
+    path = tmp_path / f"rollout-x-{TWO}.jsonl.zst"
+    path.write_bytes(b"damaged")
+    assert names(found(tmp_path)) == [("-", TWO, "transcript")]
+
+
 # ------------------------------------------------------------ JSON Lines
 
 
 def test_on_request_any_json_lines_file_is_a_transcript(tmp_path: Path) -> None:
-    write(tmp_path / "logs", "a.jsonl", "b.ndjson", "c.txt")
+    write(tmp_path / "logs", "a.jsonl", "a.jsonl.zst", "b.ndjson", "c.txt")
     write(tmp_path / "logs" / "deep", "a.jsonl", "events.jsonl")
     outer, inner = slug(tmp_path / "logs"), slug(tmp_path / "logs" / "deep")
     sources = found(tmp_path, file_format="jsonl")

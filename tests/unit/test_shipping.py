@@ -13,6 +13,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -406,6 +407,55 @@ async def test_a_tail_that_was_taken_back_is_a_rewrite(agent: Agent, after: byte
     assert report.rewritten == 1
     whole = (b"{}\n" + after)[: (b"{}\n" + after).rfind(b"\n") + 1]
     assert agent.generations("events")[MTIME + 1] == whole
+
+
+# ------------------------------------------------------------ compressed files
+
+
+def thread(agent: Agent, content: bytes, *, packed: bool) -> list[Source]:
+    """Have one Codex thread, plain or compressed, with the same file time."""
+    folder = agent.folder / "codex" / "sessions" / "2026" / "03" / "02"
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = folder / "rollout-2026-03-02T09-00-00-t1.jsonl"
+    path = plain.with_name(f"{plain.name}.zst") if packed else plain
+    for old in folder.iterdir():
+        old.unlink()
+    path.write_bytes(zstandard.compress(content) if packed else content)
+    os.utime(path, ns=(MTIME * 10**6, MTIME * 10**6))
+    return discover([agent.folder / "codex"], "anna", None)
+
+
+async def test_a_compressed_thread_is_sent_as_if_it_were_plain(agent: Agent) -> None:
+    content = b'{"cwd":"/srv/app"}\n' + lines(1) + b'{"torn":'
+    report = await agent.ship(sources=thread(agent, content, packed=True))
+    assert (report.lines, report.bytes, report.tails) == (61, len(content), 1)
+    (header,) = {batch.header.file_name for batch in agent.sent("lines", "transcript")}
+    assert header == "rollout-2026-03-02T09-00-00-t1.jsonl"
+    assert agent.generations("transcript") == {0: content.removesuffix(b'{"torn":')}
+
+
+async def test_a_thread_that_is_compressed_and_goes_on_is_one_generation(agent: Agent) -> None:
+    first = b'{"cwd":"/srv/app"}\n' + lines(1)
+    await agent.ship(sources=thread(agent, first, packed=False))
+    report = await agent.ship(sources=thread(agent, first, packed=True))
+    assert (report.unchanged, report.lines) == (1, 0)
+    # Lines that were added just before, and whose file time was kept.
+    report = await agent.ship(sources=thread(agent, first + lines(2), packed=True))
+    assert (report.rewritten, report.lines) == (0, 60)
+    report = await agent.ship(sources=thread(agent, first + lines(2) + lines(3), packed=False))
+    assert (report.rewritten, report.lines) == (0, 60)
+    assert agent.generations("transcript") == {0: first + lines(2) + lines(3)}
+
+
+async def test_a_damaged_compressed_thread_is_named_and_stops_nothing(agent: Agent) -> None:
+    (source,) = thread(agent, b'{"cwd":"/srv/app"}\n' + lines(1), packed=True)
+    source.path.write_bytes(source.path.read_bytes()[:-9])
+    agent.write("events.jsonl", lines(5))
+    report = await agent.ship(sources=[source, *agent.sources()])
+    (failed,) = report.failed
+    assert failed.startswith(str(source.path))
+    assert "ends in the middle" in failed
+    assert agent.generations("events") == {0: lines(5)}
 
 
 # ------------------------------------------------------------ metadata

@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from sessionferry import __version__, telemetry
+from sessionferry.agent.content import (
+    Unreadable,
+    content_size,
+    is_packed,
+    unpacked,
+    unpacked_size,
+)
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import Checked, Passed, Refusal
 from sessionferry.agent.opening import open_shared
@@ -154,7 +161,7 @@ class Collector:
             else:
                 with open_shared(source.path) as own:
                     self._read(source, file_id, own)
-        except (OSError, LineTooLong, Refusal) as error:
+        except (OSError, Unreadable, Refusal) as error:
             reason = _reason(error)
             self.report.failed.append(f"{source.path}: {reason}")
             self.commit()
@@ -182,22 +189,27 @@ class Collector:
                 self._committed()
 
     def _read(self, source: Source, file_id: FileId, content: BinaryIO) -> None:
-        state = os.fstat(content.fileno())
+        packed = is_packed(source.path)
+        state = _State.of(content)
+        if packed:
+            state = state._replace(size=unpacked_size(content))
         file = _File(source, file_id, content, state, self._known(file_id))
         content.seek(0)
         if source.stream is None:
             self._read_metadata(file)
+        elif self._is_unchanged(file):
+            self.report.unchanged += 1
+            self._memory.heal(file.id)
+            self._advance(state.size)
+        elif packed:
+            with unpacked(content) as inside:
+                self._read_stream(file._replace(content=inside))
         else:
             self._read_stream(file)
 
     # ------------------------------------------------------------ streams
 
     def _read_stream(self, file: "_File") -> None:
-        if self._is_unchanged(file):
-            self.report.unchanged += 1
-            self._memory.heal(file.id)
-            self._advance(file.state.st_size)
-            return
         start, digest = self._resume(file)
         self._advance(start.offset)
         template = self._template(file, generation=start.generation)
@@ -216,13 +228,13 @@ class Collector:
 
     def _read_lines(self, file: "_File", blocks: Blocks, packer: Packer, stream: "_Stream") -> None:
         """Collect all terminated lines, also when a later one cannot be read."""
-        failure: OSError | LineTooLong | Refusal | None = None
+        failure: OSError | Unreadable | Refusal | None = None
         try:
             for block in blocks:
                 for piece in pieces(block):
                     self._check()
                     self._read_piece(file, piece, packer, stream)
-        except (OSError, LineTooLong, Refusal) as error:
+        except (OSError, Unreadable, Refusal) as error:
             failure = error
         for packed in packer.flush():
             self._keep(file, stream.at_place(packed.next_carry), packed)
@@ -247,7 +259,7 @@ class Collector:
     def _resume(self, file: "_File") -> "tuple[Known, hashlib._Hash]":
         """Decide where to go on: behind what was read, or at the start of a new generation."""
         known, rules = file.known, self._gate.rules
-        fresh = max(_file_time(file.state) // 1_000_000, 1)
+        fresh = max(file.state.file_time // 1_000_000, 1)
         if known is None:
             lost = self._spool_was_lost and self._may_be_rewritten(file)
             generation = fresh if lost or self._supersede else 0
@@ -292,7 +304,7 @@ class Collector:
         return digest if same else None
 
     def _may_trust(self, file: "_File", seen: "_Seen") -> bool:
-        if seen.inode != _inode(file.state) or file.state.st_size < seen.offset:
+        if seen.inode != file.state.inode or file.state.size < seen.offset:
             return False
         if not file.source.is_rewritable:
             return True
@@ -302,7 +314,7 @@ class Collector:
 
     def _read_tail(self, file: "_File", rest: bytes, known: Known, start: Known) -> Known:
         """Collect an unterminated end, if the file has been quiet for long enough."""
-        known = replace(known, size=known.offset + len(rest), modified_ns=_mark(file.state))
+        known = replace(known, size=known.offset + len(rest), modified_ns=file.state.modified_ns)
         if not rest or not self._is_quiet(file.state):
             return known
         known = replace(known, tail_sha256=hashlib.sha256(rest).hexdigest())
@@ -324,16 +336,16 @@ class Collector:
         known, state = file.known, file.state
         if known is None or self._anew or known.rules != self._gate.rules:
             return False
-        if (known.size, known.modified_ns) != (state.st_size, _mark(state)):
+        if (known.size, known.modified_ns) != (state.size, state.modified_ns):
             return False
         has_rest = known.size > known.offset and not known.tail_sha256
         seen = self._seen.get(file.id)
         is_unsure = file.source.is_rewritable and seen is not None and seen.is_trusted
         return not ((has_rest or is_unsure) and self._is_quiet(state))
 
-    def _is_quiet(self, state: os.stat_result) -> bool:
+    def _is_quiet(self, state: "_State") -> bool:
         """Whether nobody has written for so long that an unterminated line is a torn one."""
-        return time.time() - state.st_mtime >= self._tail_seconds or not self._tail_seconds
+        return time.time() - state.modified_ns / 1e9 >= self._tail_seconds or not self._tail_seconds
 
     # ------------------------------------------------------------ metadata
 
@@ -352,15 +364,15 @@ class Collector:
         passed = self._gate.metadata(file.source, payload)
         # A file put back with its old time would lose against what is stored: now is later.
         again = self._supersede or (known is not None and known.rules != rules)
-        revision = time.time_ns() if again else _file_time(file.state)
+        revision = time.time_ns() if again else file.state.file_time
         template = self._template(file, revision=revision)
         self.report.bytes += len(payload)
         self._note_redactions(passed)
         read = Known(
             *(0, rules, len(payload), sha256, Place(len(passed.payload), 0)),
             redacted=sum(passed.redacted.values()),
-            size=file.state.st_size,
-            modified_ns=_mark(file.state),
+            size=file.state.size,
+            modified_ns=file.state.modified_ns,
         )
         self._keep(file, read, pack_whole(template, passed.payload))
 
@@ -408,7 +420,7 @@ class Collector:
         end = hashlib.sha256(file.content.read(min(END_BYTES, offset))).digest()
         before = self._seen.get(file.id)
         at = before.compared_at if before else time.monotonic()
-        inode, is_trusted = _inode(file.state), before is not None
+        inode, is_trusted = file.state.inode, before is not None
         self._seen[file.id] = _Seen(inode, offset, end, stream.digest, at, is_trusted)
         self._seen.move_to_end(file.id)
         if len(self._seen) > MOST_SEEN:
@@ -430,13 +442,33 @@ class Collector:
             raise Stopped
 
 
+class _State(NamedTuple):
+    """What the file system says of a file; its size is that of its content, unpacked."""
+
+    inode: tuple[int, int]
+    size: int
+    modified_ns: int
+    """As far as SQLite can keep it: it ends in the year 2262."""
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> "_State":
+        state = os.fstat(file.fileno())
+        modified_ns = min(max(state.st_mtime_ns, -(2**63)), 2**63 - 1)
+        return cls((state.st_dev, state.st_ino), state.st_size, modified_ns)
+
+    @property
+    def file_time(self) -> int:
+        """When the file was changed, in ns: a time before 1970 or to come would be refused."""
+        return min(max(self.modified_ns, 0), time.time_ns())
+
+
 class _File(NamedTuple):
     """A file that is being looked at."""
 
     source: Source
     id: FileId
     content: BinaryIO
-    state: os.stat_result
+    state: "_State"
     known: Known | None
 
 
@@ -481,20 +513,6 @@ def _name(file: _File) -> str:
     return f"{file.id.key.partition_key}|{file.id.role}"
 
 
-def _inode(state: os.stat_result) -> tuple[int, int]:
-    return state.st_dev, state.st_ino
-
-
-def _mark(state: os.stat_result) -> int:
-    """Return a file's time as far as SQLite can keep it: it ends in the year 2262."""
-    return min(max(state.st_mtime_ns, -(2**63)), 2**63 - 1)
-
-
-def _file_time(state: os.stat_result) -> int:
-    """Return when a file was changed, in ns: a time before 1970 or to come would be refused."""
-    return min(max(state.st_mtime_ns, 0), time.time_ns())
-
-
 def _keeps_tail(file: _File, known: Known) -> bool:
     """Whether the file goes on with the unterminated line that was sent, finished by now or not."""
     if not known.tail_sha256:
@@ -504,7 +522,7 @@ def _keeps_tail(file: _File, known: Known) -> bool:
     return hashlib.sha256(tail).hexdigest() == known.tail_sha256
 
 
-def _reason(error: OSError | LineTooLong | Refusal) -> str:
+def _reason(error: OSError | Unreadable | Refusal) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error)
@@ -518,6 +536,6 @@ def planned_bytes(sources: list[Source]) -> int:
 def _sizes(paths: Iterator[Path]) -> Iterator[int]:
     for path in paths:
         try:
-            yield path.stat().st_size
-        except OSError:
+            yield content_size(path)
+        except (OSError, Unreadable):
             continue

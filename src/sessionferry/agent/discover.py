@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sessionferry.agent.content import PACKED, is_packed
 from sessionferry.agent.layouts import (
     LAYOUTS,
     NOT_SESSIONS,
@@ -53,7 +54,7 @@ class Source:
     @property
     def file_name(self) -> str:
         """The file's own name, as an export gives it back."""
-        return text(self.path.name.removesuffix(".backup"))
+        return text(self.path.name.removesuffix(".backup").removesuffix(PACKED))
 
 
 def discover(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
@@ -145,10 +146,10 @@ def _may_be_file(path: Path) -> bool:
 
 
 def _without_copies(sources: Iterable[Source]) -> list[Source]:
-    """Leave out what is seen twice because Codex moves a thread's file while folders are read."""
+    """Leave out what is seen twice because Codex moves or packs a file while folders are read."""
     kept: dict[tuple[SessionKey, Role, str], Source] = {}
-    for source in sources:
-        name = source.path.name if source.format == "codex" else str(source.path)
+    for source in sorted(sources, key=lambda source: is_packed(source.path)):
+        name = source.file_name if source.format == "codex" else str(source.path)
         kept.setdefault((source.key, source.role, name), source)
     return list(kept.values())
 

@@ -56,8 +56,12 @@ class Places:
         self._paths = _wanted(include_paths, exclude_paths, _path_pattern)
 
     def admit(self, source: Source) -> bool:
-        """Whether this file may be read; an exclusion is stronger than an inclusion."""
-        return self._projects(source.key.project_slug) and self._paths(source.path.as_posix())
+        """Whether this file may be read; an exclusion is stronger than an inclusion.
+
+        A file that its tool has compressed, or put aside, also goes by its name from before.
+        """
+        names = source.path.as_posix(), (source.path.parent / source.file_name).as_posix()
+        return self._projects(source.key.project_slug) and self._paths(*names)
 
 
 class Kinds:
@@ -213,14 +217,14 @@ def _lot(line: bytes) -> float:
 
 def _wanted(
     include: Iterable[str], exclude: Iterable[str], pattern: Callable[[str], str]
-) -> Callable[[str], bool]:
+) -> Callable[..., bool]:
     inside = [_pattern(pattern(text)) for text in include]
     outside = [_pattern(pattern(text)) for text in exclude]
 
-    def wanted(name: str) -> bool:
-        if any(matches(name) for matches in outside):
+    def wanted(*names: str) -> bool:
+        if any(matches(name) for matches in outside for name in names):
             return False
-        return not inside or any(matches(name) for matches in inside)
+        return not inside or any(matches(name) for matches in inside for name in names)
 
     return wanted
 

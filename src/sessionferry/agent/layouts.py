@@ -9,6 +9,8 @@ its path alone, never by what is inside: a file's first line may not be written 
     ~/.claude/projects/PROJECT/SESSION/subagents/**/agent-ID.jsonl     sub-agents, with .meta.json
     ~/.codex/sessions/YYYY/MM/DD/rollout-TIME-SESSION.jsonl
     ~/.codex/archived_sessions/rollout-TIME-SESSION.jsonl
+
+Codex's files may be compressed: `rollout-TIME-SESSION.jsonl.zst`.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ from typing import Literal
 
 import orjson
 
-from sessionferry.agent.opening import open_shared
+from sessionferry.agent.content import PACKED, Unreadable, beginning
 from sessionferry.identity import MAX_PART_BYTES
 
 Role = Literal["events", "transcript", "metadata"]
@@ -138,12 +140,21 @@ def _codex_homes() -> list[Path]:
 def _codex(folder: Path, names: list[str], asked: bool) -> Iterator[Found]:
     usual = folder.name == "archived_sessions" or _CODEX_DAY.search(folder.as_posix())
     for name in sorted(names):
-        if _CODEX_NAME.fullmatch(name) or ((asked or usual) and name.endswith(".jsonl")):
-            stem = text(Path(name).stem)
+        plain_name = name.removesuffix(PACKED)
+        is_named = _CODEX_NAME.fullmatch(plain_name) or (
+            (asked or usual) and plain_name.endswith(".jsonl")
+        )
+        if is_named and not _is_doubled(name, names):
+            stem = text(Path(plain_name).stem)
             match = _CODEX_ID.fullmatch(stem)
             project = _codex_project(folder / name)
             if project is not None:
                 yield Found(folder / name, project, match[1] if match else stem)
+
+
+def _is_doubled(name: str, names: list[str]) -> bool:
+    """Whether this is the compressed one of two: what is added goes to the plain one."""
+    return name.endswith(PACKED) and name.removesuffix(PACKED) in names
 
 
 def _codex_project(path: Path) -> str | None:
@@ -152,9 +163,8 @@ def _codex_project(path: Path) -> str | None:
     None for a file that is still empty: nothing of it can be lost, and its project is not known.
     """
     try:
-        with open_shared(path) as file:
-            start = file.read(_FIRST_BYTES)
-    except OSError:
+        start = beginning(path, _FIRST_BYTES)
+    except (OSError, Unreadable):
         return _NO_PROJECT
     match = _CODEX_CWD.search(start.partition(b"\n")[0])
     if match is None:
@@ -167,13 +177,13 @@ def _codex_project(path: Path) -> str | None:
 
 def _jsonl(folder: Path, names: list[str], asked: bool) -> Iterator[Found]:
     for name in sorted(names) if asked else ():
-        if name.endswith(_JSONL_ENDINGS):
+        if name.removesuffix(PACKED).endswith(_JSONL_ENDINGS) and not _is_doubled(name, names):
             yield plain(folder / name)
 
 
 def plain(path: Path) -> Found:
     """Take a file for a plain transcript, whatever its name."""
-    session = text(path.stem if path.suffix == ".jsonl" else path.name)
+    session = text(path.name.removesuffix(PACKED).removesuffix(".jsonl"))
     return Found(path, slug(path.parent), session)
 
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from sessionferry.agent.content import Unreadable
+
 CHUNK_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 120 * 1024 * 1024
 """Longest line that is read; what an inbox object may unpack to is 128 MiB."""
@@ -51,7 +53,7 @@ class Blocks:
         return file.read(size)
 
 
-class LineTooLong(Exception):
+class LineTooLong(Unreadable):
     """A line passes what can be carried; the file cannot be shipped beyond it."""
 
 

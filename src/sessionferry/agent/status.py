@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sessionferry.agent.content import is_packed
 from sessionferry.agent.discover import Source
 from sessionferry.agent.retention import days_kept, days_left
 from sessionferry.agent.spool import FileState, Ledger, Spool
@@ -100,7 +101,8 @@ def _file_status(source: Source, state: FileState | None, now: float) -> FileSta
         return status
     read = known.size if known and known.size >= 0 else known.offset if known else 0
     unchanged = known is not None and known.modified_ns == there.st_mtime_ns
-    status.lag_bytes = 0 if unchanged and read == there.st_size else _unread(there.st_size, read)
+    same_size = read == there.st_size or is_packed(source.path)
+    status.lag_bytes = 0 if unchanged and same_size else _unread(there.st_size, read)
     if status.lag_bytes:
         status.lag_seconds = max(status.lag_seconds, now - there.st_mtime, 0.0)
         kept = days_kept(source.format, _claude_home(source.path))
