@@ -4,7 +4,6 @@
 the names that Azure Functions uses for the same queue.
 """
 
-import fcntl
 import os
 import re
 from pathlib import Path
@@ -259,14 +258,9 @@ class LocalStack(BaseModel):
     @staticmethod
     def is_running(data: Path) -> bool:
         """Whether a stack runs on this data folder: it holds a lock for as long as it lives."""
-        try:
-            with (data / LOCK_FILE).open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        from sessionferry.locking import is_held
+
+        return is_held(data / LOCK_FILE)
 
 
 class Endpoints(BaseModel):

@@ -5,9 +5,7 @@ transaction, and nothing is sent before its commit: what is remembered is in the
 whatever ends the process. A batch is removed once the queue has taken it.
 """
 
-import fcntl
 import logging
-import os
 import shutil
 import sqlite3
 import threading
@@ -25,6 +23,7 @@ import orjson
 from sessionferry.batch import Header
 from sessionferry.errors import UserError
 from sessionferry.identity import SessionKey
+from sessionferry.locking import Lock, is_held
 from sessionferry.packing import START, Packed, Place
 
 log = logging.getLogger(__name__)
@@ -518,40 +517,31 @@ class SpoolLock:
 
     def __init__(self, spool: Path) -> None:
         self._path = spool.with_name(spool.name + ".lock")
-        self._handle: int | None = None
+        self._lock: Lock | None = None
 
     def __enter__(self) -> Self:
+        lock = Lock(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            is_ours = lock.acquire()
         except OSError as error:
             raise UserError(f"The spool's lock {self._path}: {error.strerror}.") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
+        if not is_ours:
             raise UserError(
                 "Another `ferry ship` is at work for this destination; `ferry status` shows how "
                 "far it is. Stop it first, or let it do its work."
-            ) from None
-        self._handle = handle
+            )
+        self._lock = lock
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def is_held(self) -> bool:
         """Whether some process holds it."""
-        try:
-            with self._path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_held(self._path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

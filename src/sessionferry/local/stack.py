@@ -11,7 +11,6 @@ DATA/            0700
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -23,11 +22,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import urlsplit
 
 import sessionferry
 from sessionferry.errors import TransientError, UserError
+from sessionferry.locking import Lock
 from sessionferry.settings import LOCK_FILE, LocalStack, Settings
 from sessionferry.store.cosmos.access import SCHEMES, access
 
@@ -102,7 +102,7 @@ class Stack:
         self._settings = settings
         self._asked_port = port
         self._port = port
-        self._lock: TextIO | None = None
+        self._lock: Lock | None = None
         self._broker: Child | None = None
         self._host: Child | None = None
         self._stopping = False
@@ -147,7 +147,7 @@ class Stack:
             if child is not None:
                 await child.stop()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     async def _keep(self, child: Child) -> None:
         wait = 0.5
@@ -256,14 +256,11 @@ def _environment(stack: LocalStack) -> dict[str, str]:
     }
 
 
-def _locked(data: Path) -> TextIO:
-    file = (data / LOCK_FILE).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"Another `ferry local` is running with the data folder {data}.") from None
-    return file
+def _locked(data: Path) -> Lock:
+    lock = Lock(data / LOCK_FILE)
+    if not lock.acquire():
+        raise UserError(f"Another `ferry local` is running with the data folder {data}.")
+    return lock
 
 
 def _write_once(path: Path, content: dict[str, Any]) -> None:
