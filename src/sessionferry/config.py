@@ -9,21 +9,71 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sessionferry.errors import UserError
 
 FILE_NAME = "agent.toml"
 
 _Globs = tuple[str, ...]
+# As `formats.jsonl.MAX_PATH`; the formats take long to import.
+_Place = Annotated[str | None, Field(min_length=1, max_length=200)]
+_MOST_PLACES_BYTES = 4096
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fields(_Section):
+    """Where facts stand in a tool's lines: keys, or positions in lists, with dots between."""
+
+    time: _Place = None
+    role: _Place = None
+    event: _Place = None
+    model: _Place = None
+    provider: _Place = None
+    status: _Place = None
+    error: _Place = None
+    tool_name: _Place = None
+    tool_call_id: _Place = None
+    message_id: _Place = None
+    parent_id: _Place = None
+    stop_reason: _Place = None
+    working_dir: _Place = None
+    duration_ms: _Place = None
+    cost_usd: _Place = None
+    input: _Place = None
+    output: _Place = None
+    cache_read: _Place = None
+    cache_write: _Place = None
+    cached_input: _Place = None
+
+
+class JsonLines(_Section):
+    """JSON Lines files of a tool that is not known here."""
+
+    paths: tuple[Path, ...] = Field(min_length=1, description="Folders or files; ~ is your home.")
+    project: str | None = Field(
+        None, min_length=1, max_length=200, description="Their project; else named by the folder."
+    )
+    fields: Fields = Fields()
+
+    @model_validator(mode="after")
+    def _places_fit_a_header(self) -> Self:
+        size = sum(len(place.encode()) for place in self.places.values())
+        if size > _MOST_PLACES_BYTES:
+            raise ValueError(f"places have {size} bytes; at most {_MOST_PLACES_BYTES} are sent")
+        return self
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the facts stand that have a place."""
+        return self.fields.model_dump(exclude_none=True)
 
 
 class Sources(_Section):
@@ -33,6 +83,19 @@ class Sources(_Section):
         (),
         description="Folders or files; ~ is your home. None: where each tool keeps its sessions.",
         examples=[["~/.amplifier", "/srv/agents/.claude"]],
+    )
+    jsonl: tuple[JsonLines, ...] = Field(
+        (),
+        description="JSON Lines files of other tools, and where facts stand in their lines.",
+        examples=[
+            [
+                {
+                    "paths": ["~/.mytool/logs"],
+                    "project": "mytool",
+                    "fields": {"time": "at", "model": "llm.name", "input": "llm.tokens.in"},
+                }
+            ]
+        ],
     )
 
 
@@ -237,4 +300,15 @@ def _line_of(text: str, place: list[str]) -> int | None:
     return best
 
 
-__all__ = ["Config", "Filter", "Log", "Metrics", "OwnRule", "Redact", "Sources", "example"]
+__all__ = [
+    "Config",
+    "Fields",
+    "Filter",
+    "JsonLines",
+    "Log",
+    "Metrics",
+    "OwnRule",
+    "Redact",
+    "Sources",
+    "example",
+]

@@ -104,6 +104,7 @@ class DocumentBuilder:
         self.archive_key = archive_key
         self.stream: Stream = header.stream
         self._format = format_named(header.format)
+        self._interpret = self._format.interpreter(header.carry)
         self._memory = self._format.remember(header.carry) if self._format.remember else None
         key = header.key
         self._common: dict[str, Any] = {
@@ -150,11 +151,11 @@ class DocumentBuilder:
 
     def _parsed(self, position: Position, line: bytes, sha256: bytes, found: Parsed) -> Document:
         fields, repaired = found
-        meaning = self._format.interpret(self.stream, fields)
+        meaning = self._interpret(self.stream, fields)
         if self._memory is not None and self._memory.concerns(line):
             self._memory.recall(fields, meaning)
         data = orjson.dumps(fields)
-        about = self._format.about(self.stream, fields) or None
+        about = self._format.about(self.stream, fields, meaning.summary) or None
         what = (meaning.occurred_at, meaning.usage, meaning.cost, meaning.lifecycle, about)
         facts = Facts(position.sequence, sha256, len(line), False, repaired, *what)
         if truncation.must_truncate(self.stream, len(data), len(data)):
@@ -305,7 +306,7 @@ def stored_facts(document: dict[str, Any]) -> Facts:
         usage=usage,
         cost=cost(summary.get("cost_usd")),
         lifecycle=known.lifecycle(stream, document, summary),
-        about=None if truncated else known.about(stream, _own_fields(document)) or None,
+        about=None if truncated else known.about(stream, _own_fields(document), summary) or None,
     )
 
 

@@ -44,6 +44,30 @@ def test_a_configuration_is_begun_checked_and_never_overwritten(ferry: Ferry) ->
     assert f"{path}:2" in ferry.run("ship", code=2).stderr
 
 
+def test_the_files_of_any_tool_are_shipped_once_the_configuration_describes_them(
+    ferry: Ferry,
+) -> None:
+    logs = ferry.home / "mytool"
+    logs.mkdir()
+    line = {"at": "2026-03-02T09:00:00Z", "who": "assistant", "llm": {"in": 7, "price": 0.25}}
+    (logs / "run-1.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+    configured = ferry.home / "identity" / "agent.toml"
+    configured.parent.mkdir(exist_ok=True)
+    configured.write_text(
+        f"[[sources.jsonl]]\npaths = [{str(logs)!r}]\nproject = 'mytool'\n"
+        "[sources.jsonl.fields]\n"
+        "time = 'at'\nrole = 'who'\ninput = 'llm.in'\ncost_usd = 'llm.price'\n"
+    )
+    assert ferry.run("ship", "--json").json["lines"] == 3
+    (finding,) = ferry.wait()
+    assert finding["session_id"] == "run-1"
+    (session,) = (
+        found for found in ferry.run("sessions", "--json").json if found["project_slug"] == "mytool"
+    )
+    assert (session["usage"]["input"], session["cost_usd"]) == (21, "0.75")
+    assert session["first_time"] == "2026-03-02T09:00:00.000000000Z"
+
+
 def test_the_service_is_installed_and_removed(ferry: Ferry, systemctl: Path) -> None:
     unit = ferry.home / ".config" / "systemd" / "user" / "sessionferry.service"
     shown = ferry.run("agent", "install", "--dry-run").stdout

@@ -330,4 +330,4 @@ def test_every_fact_that_is_stated_is_shown(name: str) -> None:
     assert set(STATED) >= FIRST_STATED
     whole = of_claude("user", "x", isSidechain=True, agentId="7", customTitle="t")
     whole |= of_codex("session_meta", {"id": "i", "cwd": "/", "forked_from_id": "p", "git": {}})
-    assert set(FORMATS[name].about("transcript", whole)) <= set(STATED)
+    assert set(FORMATS[name].about("transcript", whole, {})) <= set(STATED)

@@ -6,6 +6,7 @@ when they are made.
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from random import Random
 from typing import Any, NamedTuple
 
@@ -38,10 +39,10 @@ class Line(NamedTuple):
 # ---------------------------------------------------------------- cutting and merging
 
 
-def packed(name: str, file: bytes, seed: int) -> list[Packed]:
+def packed(name: str, file: bytes, seed: int, **changes: Any) -> list[Packed]:
     """Pack a file with random blocks and limits; now and then go on with a packer made anew."""
     rng = Random(seed)
-    template = header(format=name, stream="transcript")
+    template = header(**{"format": name, "stream": "transcript", **changes})
     batches: list[Packed] = []
     place, limit = Place(), rng.randint(1_500, 9_000)
     packer = Packer(template, limit, place)
@@ -404,6 +405,115 @@ def test_copies_end_with_the_first_pause() -> None:
         *(None, None, None),
         *(Usage(0, 3), Usage(0, 8)),
     ]
+
+
+# ---------------------------------------------------------------- lines that stand by themselves
+
+dollars = st.decimals(min_value=0, max_value=99, places=12)
+
+
+class Spent(NamedTuple):
+    """What the brute force is told about a line: tokens by kind, and dollars."""
+
+    tokens: tuple[int, int, int, int]
+    cost: Decimal = Decimal(0)
+
+
+def check_alone(name: str, made: list[Line], seed: int, **changes: Any) -> None:
+    """Whatever is cut, ordered and repeated, all that was spent is counted once."""
+    rng = Random(seed)
+    spent = [line.told for line in made if line.told is not None]
+    batches = packed(name, joined(made, rng), seed, **changes)
+    order = [*batches, *rng.choices(batches, k=3)] if batches else []
+    rng.shuffle(order)
+    head = Head.new(header().key)
+    stream = changes.get("stream", "transcript")
+    for each in order:
+        head = merge(head, [Delivery(stream, 0, stored=facts_of(received(each)))])
+    found = head.stream(stream)
+    assert found.usage == tuple(sum(each.tokens[kind] for each in spent) for kind in range(4))
+    assert Decimal(found.cost_usd) == sum((each.cost for each in spent), Decimal(0))
+
+
+def amplifier_line(usage: dict[str, Any], dollar: Decimal, event: str) -> Line:
+    stated = {"usage": usage | {"cost_usd": f"{dollar:f}"}}
+    raw = dumped({"event": event, "ts": "2026-01-01T00:00:00Z", "data": stated}, 0)
+    read = counted(usage.get("cache_read_tokens"))
+    kinds = (
+        max(0, counted(usage.get("input_tokens")) - read),
+        counted(usage.get("output_tokens")),
+        *(read, counted(usage.get("cache_write_tokens"))),
+    )
+    return Line(raw, Spent(kinds, dollar) if event == "llm:response" else None)
+
+
+amplifier_lines = st.builds(
+    amplifier_line,
+    st.dictionaries(
+        st.sampled_from(
+            ["input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"]
+        ),
+        counts,
+    ),
+    dollars,
+    st.sampled_from(["llm:response", "llm:response", "llm:request", "orchestrator:complete"]),
+)
+
+
+@given(st.lists(amplifier_lines, max_size=30), st.integers(0, 10**6))
+def test_amplifier_counts_each_response_once(made: list[Line], seed: int) -> None:
+    check_alone("amplifier", made, seed, stream="events")
+
+
+def openai_line(prompt: Any, cached: Any, reply: Any, dollar: Decimal) -> Line:
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": reply,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    raw = dumped({"response": {"usage": usage, "cost_usd": f"{dollar:f}"}}, 1)
+    read = counted(cached)
+    return Line(raw, Spent((max(0, counted(prompt) - read), counted(reply), read, 0), dollar))
+
+
+@given(
+    st.lists(st.builds(openai_line, counts, counts, counts, dollars), max_size=30),
+    st.integers(0, 10**6),
+)
+def test_plain_json_lines_count_each_line_once(made: list[Line], seed: int) -> None:
+    check_alone("jsonl", made, seed)
+
+
+OWN_PLACES = {
+    "input": "llm.spent.0",
+    "output": "llm.spent.1",
+    "cached_input": "llm.cached",
+    "cache_write": "llm.written",
+    "cost_usd": "llm.dollars",
+    "time": "at",
+}
+
+
+def own_line(spent: list[Any], cached: Any, written: Any, cents: int) -> Line:
+    llm = {"spent": spent, "cached": cached, "written": written, "dollars": cents / 100}
+    raw = dumped({"at": "2026-01-01T00:00:00Z", "llm": llm, "usage": {"input_tokens": 7}}, 0)
+    read = counted(cached)
+    given, reply = (*map(counted, spent), 0, 0)[:2]
+    kinds = (max(0, given - read), reply, read, counted(written))
+    return Line(raw, Spent(kinds, Decimal(cents) / 100))
+
+
+@given(
+    st.lists(
+        st.builds(own_line, st.lists(counts, max_size=3), counts, counts, st.integers(0, 10**6)),
+        max_size=30,
+    ),
+    st.integers(0, 10**6),
+)
+def test_lines_of_an_unknown_tool_count_what_the_configuration_says(
+    made: list[Line], seed: int
+) -> None:
+    check_alone("jsonl", made, seed, carry={"fields": OWN_PLACES})
 
 
 # ---------------------------------------------------------------- carries

@@ -52,6 +52,7 @@ def test_what_the_example_shows_as_comments_is_right_too(folder: Path) -> None:
     assert found.filter.sample == {"tool:progress": 0.1}
     assert found.redact.rules[0].name == "acme-token"
     assert found.metrics.port == 9464
+    assert found.sources.jsonl[0].places["input"] == "llm.tokens.in"
     Policy.of(found, lambda: b"k")
 
 
@@ -72,6 +73,13 @@ def test_every_key_and_rule_is_described_and_no_other() -> None:
     assert set(RULE_NAMES) <= set(re.findall(r"`([a-z-]+)`", listed))
 
 
+_LONG = "\N{SNOWMAN}" * 200
+_TOO_MANY_PLACES = "[[sources.jsonl]]\npaths = ['/a']\n[sources.jsonl.fields]\n" + "".join(
+    f"{name} = '{_LONG}'\n"
+    for name in ("role", "model", "time", "input", "output", "event", "error")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -81,6 +89,9 @@ def test_every_key_and_rule_is_described_and_no_other() -> None:
         ("[redact]\n[[redact.rules]]\nname = 'A b'\npattern = 'x'\n", "agent.toml:3: redact.rules"),
         ("[metrics]\n'port' = 0\n", "agent.toml:2: metrics.port: Input should be greater"),
         ("[filter.sample]\n'tool:*' = 2\n", "agent.toml:2: filter.sample.tool:.: Input should be"),
+        ("[[sources.jsonl]]\npaths = []\n", "agent.toml:2: sources.jsonl.0.paths: .* at least 1"),
+        ("[[sources.jsonl]]\npaths = ['/a']\nfields = {mode = 'x'}\n", "3: .*no such key"),
+        (_TOO_MANY_PLACES, "places have 4200 bytes"),
         ("[filter\n", "is not valid TOML: .*line 1"),
         ("[log]\nlevel = 'all'\nmegabytes = 0\n", "agent.toml:3: log.megabytes"),
     ],

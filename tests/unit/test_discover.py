@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover, slug
+from sessionferry.config import Fields, JsonLines
 from sessionferry.errors import UserError
 
 USER = "user-123"
@@ -277,6 +278,30 @@ def test_on_request_any_json_lines_file_is_a_transcript(tmp_path: Path) -> None:
         (inner, "events", "transcript"),
     ]
     assert {source.format for source in sources} == {"jsonl"}
+
+
+def test_files_of_an_unknown_tool_are_what_the_configuration_says(tmp_path: Path) -> None:
+    home = write(tmp_path / "tool", "a.jsonl", "notes.txt")
+    write(home / "deep", "a.jsonl", "transcript.jsonl")
+    write(tmp_path / "loose", "other.jsonl", "b.log")
+    described = [
+        JsonLines(paths=(home,), project="tool", fields=Fields(time="at")),
+        JsonLines(paths=(tmp_path / "loose" / "b.log", tmp_path), fields=Fields(time="t")),
+    ]
+    sources = discover([tmp_path], USER, None, described[:1])
+    assert names(sources) == [
+        ("tool", "a", "transcript"),
+        ("tool", "deep_a", "transcript"),
+        ("tool", "deep_transcript", "transcript"),
+    ]
+    assert {source.fields for source in sources} == {(("time", "at"),)}
+    (named,) = discover([tmp_path / "loose" / "b.log"], USER, None, described)
+    assert (named.key.session_id, named.fields) == ("b.log", (("time", "t"),))
+    (asked,) = discover([home / "a.jsonl"], USER, "jsonl", described)
+    assert asked.key.project_slug == "tool"
+    assert len(discover([tmp_path], USER, "jsonl", described)) == 4
+    others = discover([home / "a.jsonl"], USER, "claude_code", described)
+    assert [(source.format, source.fields) for source in others] == [("claude_code", ())]
 
 
 def test_a_file_that_is_named_may_end_in_anything(tmp_path: Path) -> None:

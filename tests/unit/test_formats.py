@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from sessionferry.config import Fields
 from sessionferry.errors import UnsupportedBatch
 from sessionferry.formats import FORMATS, format_named
 from sessionferry.formats.amplifier import LIFECYCLE_EVENTS
+from sessionferry.formats.jsonl import FIELDS, MAX_PATH
 from sessionferry.formats.meaning import (
     COST_SCALE,
     MAX_COUNT,
@@ -413,11 +417,110 @@ def test_plain_json_lines_say_what_a_tool_did() -> None:
 
 def test_plain_json_lines_say_where_they_come_from() -> None:
     line = {"cwd": "/srv/app", "parent_id": "p", "message": {"model": "m"}}
-    assert FORMATS["jsonl"].about("transcript", line) == {
+    assert FORMATS["jsonl"].about("transcript", line, jsonl("transcript", line).summary) == {
         "working_dir": "/srv/app",
         "parent_id": "p",
         "model": "m",
     }
+
+
+def told(**fields: str) -> Callable[[Stream, dict[str, Any]], Meaning]:
+    return format_named("jsonl").interpreter({"fields": fields})
+
+
+def test_facts_are_found_where_the_configuration_says() -> None:
+    line = {
+        "at": TIME,
+        "who": "assistant",
+        "kind": "reply",
+        "llm": {"name": "m-1", "vendor": "v", "tokens": [5, 2], "dollars": 0.1},
+        "calls": [{"tool": "bash", "id": "c1"}],
+        "outcome": {"state": "failed", "why": {"message": "no"}, "took": 12.5},
+        "where": {"folder": "/srv/app", "above": "p1"},
+    }
+    read = told(
+        time="at",
+        role="who",
+        event="kind",
+        model="llm.name",
+        provider="llm.vendor",
+        input="llm.tokens.0",
+        output="llm.tokens.1",
+        cost_usd="llm.dollars",
+        tool_name="calls.0.tool",
+        tool_call_id="calls.0.id",
+        status="outcome.state",
+        error="outcome.why",
+        duration_ms="outcome.took",
+        working_dir="where.folder",
+        parent_id="where.above",
+    )
+    meaning = read("transcript", line)
+    assert meaning == Meaning(
+        summary={
+            "role": "assistant",
+            "event": "reply",
+            "model": "m-1",
+            "provider": "v",
+            "usage": {"input": 5, "output": 2},
+            "cost_usd": "0.1",
+            "tool_name": "bash",
+            "tool_call_id": "c1",
+            "status": "failed",
+            "error": "no",
+            "duration_ms": 12.5,
+            "working_dir": "/srv/app",
+            "parent_id": "p1",
+        },
+        occurred_at=AS_UTC,
+        usage=Usage(5, 2),
+        cost=COST_SCALE // 10,
+    )
+    assert FORMATS["jsonl"].about("transcript", line, meaning.summary) == {
+        "model": "m-1",
+        "working_dir": "/srv/app",
+        "parent_id": "p1",
+    }
+
+
+def test_a_fact_that_has_a_place_is_looked_for_there_alone() -> None:
+    line = {"timestamp": TIME, "model": "guess", "usage": {"input_tokens": 5}, "cost_usd": "1"}
+    read = told(time="at", model="llm", output="spent", cost_usd="price", role="who")
+    assert read("transcript", line) == Meaning()
+    guessed = jsonl("transcript", line)
+    assert told(role="who")("transcript", line) == guessed
+    assert guessed.usage == Usage(5)
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0.1, "0.1"),
+        (3, "3"),
+        (1e-7, "0.0000001"),
+        (1.2345678901234567e-5, "0.000012345678901235"),
+        (1e300, None),
+        (-1.5, None),
+        (True, None),
+    ],
+)
+def test_plain_json_lines_may_state_dollars_as_a_number(number: float, shown: str | None) -> None:
+    assert jsonl("transcript", {"cost_usd": number}).summary.get("cost_usd") == shown
+
+
+@given(st.dictionaries(st.sampled_from([*FIELDS, "x"]), json_values | st.text()) | json_values)
+def test_hostile_places_lead_nowhere(fields: Any) -> None:
+    read = format_named("jsonl").interpreter({"fields": fields})
+    for line in ({"a": [{"": 1}]}, {"usage": {}, "x": {"y": "z"}}):
+        assert read("transcript", line).cost >= 0
+
+
+def test_the_configuration_knows_the_facts_that_the_format_knows() -> None:
+    assert set(Fields.model_fields) == set(FIELDS)
+    longest = Fields(model="x" * MAX_PATH)
+    assert longest.model is not None
+    with pytest.raises(ValidationError):
+        Fields(model="x" * (MAX_PATH + 1))
 
 
 # ---------------------------------------------------------------- every format

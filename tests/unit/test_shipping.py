@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from sessionferry import packing
 from sessionferry.agent import reading
 from sessionferry.agent.collecting import Report, planned_bytes
-from sessionferry.agent.discover import Source, discover
+from sessionferry.agent.discover import Source, discover, look
 from sessionferry.agent.gate import Checked, Gate, OpenGate, Passed
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import FileId, Known, Spool
 from sessionferry.batch import Batch, Header, check_time
+from sessionferry.config import Fields, JsonLines
 from sessionferry.errors import TransientError, UserError
 from sessionferry.host import Identity
 from sessionferry.hosts import parse_heartbeat
@@ -407,6 +408,30 @@ async def test_a_tail_that_was_taken_back_is_a_rewrite(agent: Agent, after: byte
     assert report.rewritten == 1
     whole = (b"{}\n" + after)[: (b"{}\n" + after).rfind(b"\n") + 1]
     assert agent.generations("events")[MTIME + 1] == whole
+
+
+async def test_where_facts_stand_travels_with_the_lines_and_may_change(agent: Agent) -> None:
+    def sources(place: str | None) -> list[Source]:
+        entry = JsonLines(paths=(agent.folder / "tool",), fields=Fields(model=place))
+        return look([agent.folder / "tool"], "anna", None, [entry])
+
+    path = agent.folder / "tool" / "a.jsonl"
+    path.parent.mkdir()
+    carried = []
+    for place in ("llm.name", "llm.id", None):
+        with path.open("ab") as file:
+            file.write(lines(1))
+        sender = MemorySender()
+        await agent.ship(sender, sources=sources(place))
+        carried.append(
+            {str(batch.header.carry) for batch in of(sender.accepted, "lines", "transcript")}
+        )
+    assert carried == [
+        {"{'fields': {'model': 'llm.name'}}"},
+        {"{'fields': {'model': 'llm.id'}}"},
+        {"None"},
+    ]
+    assert agent.generations("transcript") == {0: lines(1) * 3}
 
 
 # ------------------------------------------------------------ compressed files

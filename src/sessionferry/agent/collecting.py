@@ -27,7 +27,7 @@ from sessionferry.agent.opening import open_shared
 from sessionferry.agent.reading import MAX_LINE_BYTES, Blocks, LineTooLong, prefix_digest
 from sessionferry.agent.spool import FileId, Known, SpoolFull, Step
 from sessionferry.batch import Header
-from sessionferry.formats import Carry
+from sessionferry.formats import FORMATS, Carry
 from sessionferry.host import Identity
 from sessionferry.packing import Packed, Packer, Place, count_lines, pack_whole, pieces
 
@@ -215,7 +215,9 @@ class Collector:
         template = self._template(file, generation=start.generation)
         stream = _Stream(start, digest, is_packed=self._gate.is_open)
         blocks = Blocks(file.content)
-        first = template.model_copy(update={"carry": start.carry})
+        first = template
+        if FORMATS[file.source.format].remember:
+            first = template.model_copy(update={"carry": start.carry})
         packer = Packer(first, self.limit, start.sent, stream.packed)
         self._read_lines(file, blocks, packer, stream)
         known = self._read_tail(file, blocks.rest, stream.at_place(packer.carry), start)
@@ -393,6 +395,7 @@ class Collector:
             file_name=file.source.file_name,
             agent=AGENT,
             rules=self._gate.rules or None,
+            carry={"fields": dict(file.source.fields)} if file.source.fields else None,
         )
 
     def _keep(self, file: "_File", known: Known, packed: Packed | None = None) -> None:

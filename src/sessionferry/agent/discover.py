@@ -3,8 +3,8 @@
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sessionferry.agent.content import PACKED, is_packed
@@ -18,6 +18,7 @@ from sessionferry.agent.layouts import (
     slug,
     text,
 )
+from sessionferry.config import JsonLines
 from sessionferry.errors import UserError
 from sessionferry.identity import SessionKey, Stream
 
@@ -40,6 +41,8 @@ class Source:
     format: str
     is_child: bool = False
     """Whether its session was started by another one."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Where facts stand in its lines, if the configuration says so: names and places."""
 
     @property
     def stream(self) -> Stream | None:
@@ -57,40 +60,58 @@ class Source:
         return text(self.path.name.removesuffix(".backup").removesuffix(PACKED))
 
 
-def discover(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
+def discover(
+    paths: list[Path],
+    user_id: str,
+    file_format: FormatChoice | None,
+    described: Sequence[JsonLines] = (),
+) -> list[Source]:
     """Find the files below the given paths, metadata first within a session, parents first.
 
-    With a format, only its files, also out of their usual places. Raises `UserError` when a path
-    does not exist or nothing is found, and when two files would be the same stream.
+    With a format, only its files, also out of their usual places. What is `described` are the files
+    of a tool that is not known here: below its paths, every JSON Lines file. Raises `UserError`
+    when a path does not exist or nothing is found, and when two files would be the same stream.
     """
     for path in paths:
         if not path.exists():
             raise UserError(f"There is no file or folder {path}.")
-    sources = _found(paths, user_id, file_format)
+    sources = _found(paths, user_id, file_format, described)
     if not sources:
         raise UserError(_nothing_found(paths, file_format))
     _refuse_clashes(sources)
     return sources
 
 
-def look(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
+def look(
+    paths: list[Path],
+    user_id: str,
+    file_format: FormatChoice | None,
+    described: Sequence[JsonLines] = (),
+) -> list[Source]:
     """Find the files while tools are at work: paths may come later, and nothing may be there yet.
 
     Of two files that would be the same stream the first counts, and the other is named in the log.
     """
     first: dict[tuple[SessionKey, Role], Source] = {}
-    for source in _found([path for path in paths if path.exists()], user_id, file_format):
+    there = [path for path in paths if path.exists()]
+    for source in _found(there, user_id, file_format, described):
         other = first.setdefault((source.key, source.role), source)
         if other is not source:
             log.warning("%s is left out: %s is the same stream", source.path, other.path)
     return list(first.values())
 
 
-def _found(paths: list[Path], user_id: str, file_format: FormatChoice | None) -> list[Source]:
+def _found(
+    paths: list[Path],
+    user_id: str,
+    file_format: FormatChoice | None,
+    described: Sequence[JsonLines],
+) -> list[Source]:
     found: dict[Path, Source] = {}
+    tools = [_Described(entry) for entry in described] if file_format in (None, "jsonl") else []
     for path in paths:
         # One file has one name, however it was reached: its key is made of it.
-        for source in _below(path.resolve(), user_id, file_format):
+        for source in _below(path.resolve(), user_id, file_format, tools):
             found.setdefault(source.path, source)
     return sorted(_without_copies(found.values()), key=_order)
 
@@ -106,17 +127,52 @@ def homes(file_format: FormatChoice | None = None) -> list[Path]:
     return [home for layout in asked for home in layout.homes()]
 
 
-def _below(path: Path, user_id: str, file_format: FormatChoice | None) -> Iterator[Source]:
+def _below(
+    path: Path, user_id: str, file_format: FormatChoice | None, tools: "list[_Described]"
+) -> Iterator[Source]:
     asked = file_format is not None
-    if file_format == "jsonl" and not path.is_dir():
-        yield _source(plain(path), user_id, "jsonl")
+    if not path.is_dir() and (file_format == "jsonl" or any(tool.has(path) for tool in tools)):
+        yield _described(_source(plain(path), user_id, "jsonl"), tools)
         return
     folders = _folders(path) if path.is_dir() else [(path.parent, [path.name])]
     formats: Iterable[FormatChoice] = [file_format] if file_format else LAYOUTS
     for folder, names in folders:
-        for name in formats:
-            for found in LAYOUTS[name].find(folder, names, asked):
-                yield _source(found, user_id, name)
+        theirs = [name for name in names if any(tool.has(folder / name) for tool in tools)]
+        for found in LAYOUTS["jsonl"].find(folder, theirs, True):
+            yield _described(_source(found, user_id, "jsonl"), tools)
+        others = [name for name in names if name not in theirs] if theirs else names
+        for one in formats:
+            for found in LAYOUTS[one].find(folder, others, asked):
+                yield _source(found, user_id, one)
+
+
+class _Described:
+    """A tool's JSON Lines files, as the configuration describes them."""
+
+    def __init__(self, entry: JsonLines) -> None:
+        self.project = entry.project
+        self.fields = tuple(entry.places.items())
+        self._roots = [path.expanduser().resolve() for path in entry.paths]
+
+    def has(self, path: Path) -> bool:
+        return any(path.is_relative_to(root) for root in self._roots)
+
+    def session(self, source: Source) -> str:
+        """Name a session by its folders, too: all of them are one project."""
+        root = next(root for root in self._roots if source.path.is_relative_to(root))
+        folders = source.path.relative_to(root).parts[:-1]
+        return "_".join((*map(text, folders), source.key.session_id))
+
+
+def _described(source: Source, tools: list[_Described]) -> Source:
+    """Say of a file what the first description that holds for it says."""
+    tool = next((tool for tool in tools if tool.has(source.path)), None)
+    if tool is None:
+        return source
+    key = source.key
+    if tool.project:
+        key = replace(key, project_slug=tool.project, session_id=tool.session(source))
+    return replace(source, key=key, fields=tool.fields)
 
 
 def _source(found: Found, user_id: str, file_format: str) -> Source:

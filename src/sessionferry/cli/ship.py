@@ -86,11 +86,21 @@ def sources_of(
 
     Raises `UserError` when there are none.
     """
-    configured = [path.expanduser() for path in chosen.file().sources.paths]
-    wanted = paths or configured or default_paths(file_format)
+    wanted = paths or configured_roots(chosen, file_format, default_paths(file_format))
     if not wanted:
         raise UserError(NO_HOMES)
-    return discover(wanted, identity.user_id, file_format)
+    return discover(wanted, identity.user_id, file_format, chosen.file().sources.jsonl)
+
+
+def configured_roots(
+    chosen: Settings, file_format: FormatChoice | None, usual: list[Path]
+) -> list[Path]:
+    """Return where the configuration looks for files; where it names no places, the usual ones."""
+    sources = chosen.file().sources
+    roots = [path.expanduser() for path in sources.paths] or usual
+    if file_format not in (None, "jsonl"):
+        return roots
+    return roots + [path.expanduser() for entry in sources.jsonl for path in entry.paths]
 
 
 def _rehearse(chosen: Settings, gate: Checked, identity: Identity, sources: list[Source]) -> Report:

@@ -22,7 +22,7 @@ from sessionferry.cli.output import (
     settings,
     size,
 )
-from sessionferry.cli.ship import spool_path
+from sessionferry.cli.ship import configured_roots, spool_path
 from sessionferry.errors import FerryError, UserError
 from sessionferry.host import Identity
 from sessionferry.identity import SessionKey
@@ -59,9 +59,9 @@ def status(
         try:
             running = SpoolLock(path).is_held()
             roots = [Path(root) for root in (spool.notes().get("running") or {}).get("roots", [])]
-            configured = [path.expanduser() for path in chosen.file().sources.paths]
-            wanted = paths or roots or configured or default_paths(file_format)
-            sources = look(wanted, identity.user_id, file_format)
+            usual = configured_roots(chosen, file_format, default_paths(file_format))
+            described = chosen.file().sources.jsonl
+            sources = look(paths or roots or usual, identity.user_id, file_format, described)
             found = take_status(spool, sources, is_running=running)
         finally:
             spool.close()

@@ -20,7 +20,7 @@ from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.tail import Timing
 from sessionferry.cli.agent import log_folder
 from sessionferry.cli.output import printable
-from sessionferry.cli.ship import opened_spool, spool_name, spool_path
+from sessionferry.cli.ship import configured_roots, opened_spool, spool_name, spool_path
 from sessionferry.errors import UserError
 from sessionferry.host import Identity
 from sessionferry.publisher import Publisher
@@ -41,8 +41,9 @@ async def watch(
 ) -> None:
     """Follow files until SIGTERM or Ctrl-C."""
     target = endpoints(chosen)
-    configured = [path.expanduser() for path in chosen.file().sources.paths]
-    roots = [path.absolute() for path in paths or configured or homes(file_format)]
+    usual = configured_roots(chosen, file_format, homes(file_format))
+    roots = [path.absolute() for path in paths or usual]
+    described = chosen.file().sources.jsonl
     os.nice(NICENESS)
     damage: SpoolDamaged | None = None
     with SpoolLock(spool_path(chosen, target)), _logging(chosen):
@@ -62,7 +63,7 @@ async def watch(
                 spool,
                 gate,
                 identity,
-                scan=lambda: look(roots, identity.user_id, file_format),
+                scan=lambda: look(roots, identity.user_id, file_format, described),
                 roots=roots,
                 open_link=lambda: Publisher(target),
                 habits=_habits(chosen),

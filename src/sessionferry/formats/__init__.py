@@ -28,11 +28,18 @@ class Format:
     lifecycle: Callable[[Stream, Fields, Fields], str | None]
     """The lifecycle event of a line, from what every document keeps of it and its summary."""
 
-    about: Callable[[Stream, Fields], Mapping[str, str]]
-    """What a line says about its session, by the names in `projection.STATED`."""
+    about: Callable[[Stream, Fields, Fields], Mapping[str, str]]
+    """What a line and its summary say about its session, by the names in `projection.STATED`."""
 
     remember: Callable[[Carry | None], Memory] | None = None
     """Begin, or go on, with what earlier lines say; None where lines stand by themselves."""
+
+    explained: Callable[[Carry | None], Callable[[Stream, Fields], Meaning]] | None = None
+    """Return the `interpret` of a batch that says where facts stand; None where that is known."""
+
+    def interpreter(self, carry: Carry | None) -> Callable[[Stream, Fields], Meaning]:
+        """Return what reads the lines of a batch."""
+        return self.explained(carry) if self.explained else self.interpret
 
 
 FORMATS: Mapping[str, Format] = {
@@ -41,7 +48,7 @@ FORMATS: Mapping[str, Format] = {
         claude_code.interpret, claude_code.lifecycle, claude_code.about, claude_code.Memory
     ),
     "codex": Format(codex.interpret, codex.lifecycle, codex.about, codex.Memory),
-    "jsonl": Format(jsonl.interpret, jsonl.lifecycle, jsonl.about),
+    "jsonl": Format(jsonl.interpret, jsonl.lifecycle, jsonl.about, explained=jsonl.explained),
 }
 
 

@@ -46,7 +46,7 @@ def lifecycle(stream: Stream, fields: dict[str, Any], summary: dict[str, Any]) -
     return f"{name}={state}" if state else name
 
 
-def about(stream: Stream, line: dict[str, Any]) -> dict[str, str]:
+def about(stream: Stream, line: dict[str, Any], _summary: dict[str, Any]) -> dict[str, str]:
     """Read what an event says about its session; the metadata file may never be written."""
     name, data = line.get("event"), line.get("data")
     if stream != "events" or not isinstance(data, dict):

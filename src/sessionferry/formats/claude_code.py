@@ -62,7 +62,7 @@ def lifecycle(_stream: Stream, _fields: dict[str, Any], summary: dict[str, Any])
     return None
 
 
-def about(_stream: Stream, line: dict[str, Any]) -> dict[str, str]:
+def about(_stream: Stream, line: dict[str, Any], _summary: dict[str, Any]) -> dict[str, str]:
     """Read what a line says about its session: the file has no metadata beside it."""
     found: dict[str, str] = {}
     for name, key in _ABOUT:

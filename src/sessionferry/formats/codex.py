@@ -72,7 +72,7 @@ def lifecycle(_stream: Stream, _fields: dict[str, Any], summary: dict[str, Any])
     return _LIFECYCLE.get(summary.get("event", ""))
 
 
-def about(_stream: Stream, line: dict[str, Any]) -> dict[str, str]:
+def about(_stream: Stream, line: dict[str, Any], _summary: dict[str, Any]) -> dict[str, str]:
     """Read what a line says about its thread: the file has no metadata beside it."""
     payload = _object(line.get("payload"))
     found: dict[str, str] = {}
