@@ -94,7 +94,7 @@ var logAlerts = [
   {
     runbook: 'ledger-out-of-balance'
     name: 'ledger-out-of-balance'
-    summary: 'A session lacks lines below its last one: they are neither stored nor quarantined.'
+    summary: 'Lines that were sent, or that a session must have had, are neither stored nor quarantined.'
     severity: 1
     query: 'traces | where message startswith "store watched: " | summarize arg_max(timestamp, message) | extend found = toint(extract("unbalanced=([0-9]+)", 1, message)) | project found'
     threshold: 0

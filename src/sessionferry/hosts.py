@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from sessionferry.batch import Header
 from sessionferry.errors import BadBatch
 from sessionferry.identity import escape
+from sessionferry.statements import Statement, from_heartbeat
 from sessionferry.truncation import too_deep
 
 MAX_RUNS = 20
 """Runs that are remembered per host, newest first."""
 MAX_HEARTBEAT_BYTES = 64 * 1024
-"""Longest payload: a host's document holds `MAX_RUNS` + 1 of them, and must stay below 2 MB."""
+"""Longest payload: a host's document holds `MAX_RUNS` + 1 ledgers, and must stay below 2 MB."""
 
 
 class Heartbeat(NamedTuple):
@@ -27,6 +28,7 @@ class Heartbeat(NamedTuple):
     sent_at: str
     counter: int
     ledger: dict[str, Any]
+    statements: tuple[Statement, ...] = ()
 
 
 def parse_heartbeat(header: Header, body: object) -> Heartbeat:
@@ -45,6 +47,7 @@ def parse_heartbeat(header: Header, body: object) -> Heartbeat:
         *(run_id, machine, hostname, started_at, header.sent_at),
         counter=header.revision,
         ledger=body["ledger"],
+        statements=tuple(from_heartbeat(header.user_id, body.get("sent", {}))),
     )
 
 
@@ -76,9 +79,15 @@ def merge_heartbeat(
         "last_time": latest["last_seen"],
         "ledger": latest["ledger"],
         "agent": latest["agent"],
+        "missing": (host or {}).get("missing", 0),
         "runs": kept,
         "clones": clones(kept),
     }
+
+
+def with_missing(host: dict[str, Any], lines: int) -> dict[str, Any]:
+    """Return the host's document with the count of lines that it sent and the store lacks."""
+    return host | {"missing": lines}
 
 
 def clones(runs: dict[str, dict[str, Any]]) -> list[str]:

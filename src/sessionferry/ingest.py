@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 import orjson
 
-from sessionferry import counting, head_store, hosts, projection, quarantine, telemetry
+from sessionferry import (
+    counting,
+    head_store,
+    hosts,
+    projection,
+    quarantine,
+    reconciling,
+    telemetry,
+)
 from sessionferry.archive import Archive, batch_key, inbox_key, unattributed_key
 from sessionferry.batch import (
     Batch,
@@ -361,6 +369,8 @@ class Ingest:
         except orjson.JSONDecodeError as error:
             raise BadBatch(f"The heartbeat is not JSON: {error}") from None
         heartbeat = hosts.parse_heartbeat(header, body)
+        said = heartbeat.statements
+        await self._retry(lambda: reconciling.keep(self.store, header, batch.id, said))
         document = await self._retry(lambda: self._merge_heartbeat(header, heartbeat))
         if document["clones"]:
             log.warning(

@@ -32,7 +32,7 @@ class Metric(NamedTuple):
     """One thing that is measured."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "level"]
     unit: str
     description: str
 
@@ -53,6 +53,8 @@ METRICS = (
     Metric("ferry_archive_written", "counter", "By", "bytes put into the archive"),
     Metric("ferry_requests_throttled", "counter", "1", "requests that a service refused for now"),
     Metric("ferry_store_charged", "counter", "RU", "request units that Cosmos DB charged"),
+    Metric("ferry_ledger_unbalanced", "level", "1", "sessions that lack lines, at the last look"),
+    Metric("ferry_ledger_missing", "level", "1", "lines that hosts sent and the store lacks"),
 )
 
 
@@ -62,6 +64,7 @@ def _instrument(metric: Metric) -> Any:
         "counter": meter.create_counter,
         "gauge": meter.create_up_down_counter,
         "histogram": meter.create_histogram,
+        "level": meter.create_gauge,
     }[metric.kind]
     return make(metric.name, unit=metric.unit, description=metric.description)
 
@@ -74,6 +77,11 @@ _contexts = TraceContextTextMapPropagator()
 def add(name: str, amount: float = 1) -> None:
     """Add to a counter, or move a gauge up or down. `name` is one of `METRICS`."""
     _instruments[name].add(amount)
+
+
+def level(name: str, value: float) -> None:
+    """Say how high a level stands. `name` is one of `METRICS`."""
+    _instruments[name].set(value)
 
 
 def observe(name: str, value: float) -> None:

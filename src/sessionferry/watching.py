@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from azure.core.exceptions import AzureError
 
-from sessionferry.errors import TransientError
+from sessionferry import hosts, telemetry
+from sessionferry.errors import ItemChanged, TransientError
 from sessionferry.heads import HEAD_ID, Head
 from sessionferry.identity import STREAMS
 from sessionferry.queue_client import open_client
+from sessionferry.reconciling import SETTLED_AFTER, Reconciled, reconcile
 from sessionferry.settings import Settings, endpoints
 from sessionferry.store import ItemContainer, Store
 
@@ -26,22 +28,28 @@ SILENT_AFTER = timedelta(days=3)
 """A host that has said nothing for so long is silent: longer than a weekend."""
 FORGOTTEN_AFTER = timedelta(days=30)
 """A host that has said nothing for so long was retired, and is no longer named."""
-SETTLED_AFTER = timedelta(hours=1)
-"""A session's lines arrive in any order; what is missing after so long is missing."""
 WATCHED_FOR = timedelta(hours=26)
 """Sessions whose last line is older are not looked at again: more than a day, so that each is."""
 MOST_SESSIONS = 20_000
 """Sessions that are looked at, newest first."""
+RECONCILE_SECONDS = 240.0
+"""How long what hosts say is compared: well below the invocation's limit of ten minutes."""
 _NAMED = 10
 
 
 class StoreLook(NamedTuple):
-    """What a look at the store found."""
+    """What a look at the store found.
+
+    `unbalanced` names the partitions of sessions that lack lines: by a gap in their head, or
+    because a host sent more than the store has. `missing_lines` are those that hosts sent.
+    """
 
     hosts: int
     silent_hosts: list[str]
     sessions: int
     unbalanced: list[str]
+    statements: int
+    missing_lines: int
 
 
 async def watch_queue(settings: Settings) -> float:
@@ -61,28 +69,26 @@ async def watch_queue(settings: Settings) -> float:
 
 async def watch_store(store: Store, now: datetime) -> StoreLook:
     """Log, and return, which hosts are silent and which sessions lack lines."""
-    hosts, silent_hosts = 0, []
-    async for host in _since(store, "hosts", now - FORGOTTEN_AFTER):
-        hosts += 1
-        if _time(host["last_time"]) < now - SILENT_AFTER:
-            silent_hosts.append(f"{host['user_id']}/{host['host_id']}")
-    sessions, unbalanced = 0, []
-    async for session in _since(store, "sessions", now - WATCHED_FOR):
-        if _time(session["last_time"]) > now - SETTLED_AFTER:
-            continue
-        unbalanced += [partition async for partition in _unbalanced(store, session)]
-        sessions += 1
-        if sessions == MOST_SESSIONS:
-            break
-    look = StoreLook(hosts, silent_hosts, sessions, unbalanced)
+    books = await reconcile(store, now, seconds=RECONCILE_SECONDS)
+    count, silent_hosts = await _look_at_hosts(store, now, books)
+    said = {short.statement.partition_key: str(short) for short in books.shortfalls}
+    sessions, gaps = await _look_at_sessions(store, now)
+    unbalanced = [*said, *(partition for partition in gaps if partition not in said)]
+    missing = books.missing_lines
+    look = StoreLook(count, silent_hosts, sessions, unbalanced, books.statements, missing)
     log.info(
-        "store watched: hosts=%d silent_hosts=%d sessions=%d unbalanced=%d",
-        *(hosts, len(silent_hosts), sessions, len(unbalanced)),
-        extra={"event": "store_watched", **look._asdict()},
+        "store watched: hosts=%d silent_hosts=%d sessions=%d unbalanced=%d statements=%d"
+        " missing_lines=%d complete=%s",
+        *(count, len(silent_hosts), sessions, len(unbalanced), books.statements, missing),
+        books.is_complete,
+        extra={"event": "store_watched", **look._asdict(), "complete": books.is_complete},
     )
-    for what, named in (("silent host", silent_hosts), ("unbalanced session", unbalanced)):
-        for name in named[:_NAMED]:
-            log.warning("%s: %s", what, name)
+    telemetry.level("ferry_ledger_missing", missing)
+    telemetry.level("ferry_ledger_unbalanced", len(unbalanced))
+    for name in silent_hosts[:_NAMED]:
+        log.warning("silent host: %s", name)
+    for partition in unbalanced[:_NAMED]:
+        log.warning("unbalanced session: %s", said.get(partition, partition))
     return look
 
 
@@ -92,6 +98,43 @@ def lacks_lines(head: Head) -> bool:
         return False
     streams = [head.stream(name) for name in STREAMS]
     return any((one.stored | one.quarantined | one.pruned).gaps() for one in streams)
+
+
+async def _look_at_hosts(store: Store, now: datetime, books: Reconciled) -> tuple[int, list[str]]:
+    """Count the hosts, name the silent ones, and write into their documents what is missing."""
+    count, silent = 0, []
+    missing = books.by_host()
+    async for host in _since(store, "hosts", now - FORGOTTEN_AFTER):
+        count += 1
+        if _time(host["last_time"]) < now - SILENT_AFTER:
+            silent.append(f"{host['user_id']}/{host['host_id']}")
+        lines = missing[host["user_id"], host["host_id"]]
+        if books.is_complete and lines != host.get("missing", 0):
+            await _note_missing(store, host, lines)
+    return count, silent
+
+
+async def _note_missing(store: Store, host: dict[str, Any], lines: int) -> None:
+    item = await store.read_item("hosts", host["user_id"], host["id"])
+    if item is None:
+        return
+    try:
+        await store.write_item("hosts", hosts.with_missing(item.document, lines), item.etag)
+    except ItemChanged:
+        log.debug("a heartbeat was faster; the next look writes it")
+
+
+async def _look_at_sessions(store: Store, now: datetime) -> tuple[int, list[str]]:
+    """Count the sessions that had time to settle, and name those whose head has a gap."""
+    sessions, gaps = 0, []
+    async for session in _since(store, "sessions", now - WATCHED_FOR):
+        if _time(session["last_time"]) > now - SETTLED_AFTER:
+            continue
+        gaps += [partition async for partition in _unbalanced(store, session)]
+        sessions += 1
+        if sessions == MOST_SESSIONS:
+            break
+    return sessions, gaps
 
 
 async def _unbalanced(store: Store, session: dict[str, Any]) -> AsyncIterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def test_the_commands_of_a_runbook_work(
     ferry.wait("--bytes")
 
 
-def test_dead_letters_are_looked_at_and_sent_back(tmp_path: Path, server: CommandServer) -> None:
+def test_dead_letters_are_sent_back_and_one_that_was_purged_is_missed(
+    tmp_path: Path, server: CommandServer
+) -> None:
     with RunningBroker(tmp_path / "broker", [{"name": "sessions"}]) as broker:
         settings = {
             "ServiceBusConnection": broker.connection_string,
@@ -89,17 +92,46 @@ def test_dead_letters_are_looked_at_and_sent_back(tmp_path: Path, server: Comman
             "FERRY_INBOX": (tmp_path / "inbox").as_uri(),
         }
         ferry = Ferry(tmp_path / "home", environment=settings, server=server)
-        path = write(ferry, "lost", 3)
+        path = write(ferry, "late", 3)
+        ferry.run("ship")
+        cut = write(ferry, "cut", 3)
+        ferry.run("ship")
+        write(ferry, "cut", 5)
         ferry.run("ship")
         dead_letter_all(broker.connection_string)
-        first, *_ = dead_letters(ferry)
+        first, *_ = letters = dead_letters(ferry)
         assert first["reason"] == "TTLExpiredException"
+        lost = [it["number"] for it in letters if (it["session"] or "").endswith("|cut")][-1]
+        ferry.run("dlq", "purge", lost, "--yes")
         # The cause has ended: the app runs again.
         with RunningHost.of_sources(tmp_path, settings):
             follow(ferry, "dead-letters", NUMBER=first["number"], PATH=path)
             assert dead_letters(ferry) == []
-            ferry.wait("--bytes")
+            ferry.wait(path, "--bytes")
+            mend(ferry, cut, tmp_path / "out")
     forget_leaked_sockets()
+
+
+def mend(ferry: Ferry, cut: Path, folder: Path) -> None:
+    """The host and the lines are named that the purged message took away, and sent again."""
+    (short,) = until_known(ferry, shortfalls=1)
+    (host,) = ferry.run("hosts", "--json").json
+    assert (short["host_id"], short["partition_key"]) == (host["host_id"], "mara|-p|cut")
+    assert (short["stream"], short["lines"], short["missing"]) == ("events", 5, [[3, 4]])
+    follow(ferry, "ledger-out-of-balance", SESSION="cut", PATH=cut, FOLDER=folder)
+    ferry.wait("--bytes")
+    until_known(ferry, shortfalls=0)
+
+
+def until_known(ferry: Ferry, shortfalls: int) -> list[dict[str, Any]]:
+    """Wait for what hosts said to arrive, and return what does not balance."""
+    until = time.monotonic() + 60
+    while True:
+        found = ferry.run("reconcile", "--unsettled", "--json", code=None).json["shortfalls"]
+        if len(found) == shortfalls:
+            return list(found)
+        assert time.monotonic() < until, found
+        time.sleep(0.3)
 
 
 def test_every_page_has_the_same_parts_and_is_listed() -> None:

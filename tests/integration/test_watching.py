@@ -13,15 +13,17 @@ from azure.servicebus import ServiceBusClient, ServiceBusMessage
 
 from sessionferry.archive import Archive
 from sessionferry.batch import Batch, encode
+from sessionferry.deletion import delete_session
 from sessionferry.delivery import Message
 from sessionferry.errors import TransientError
 from sessionferry.ingest import Ingest
+from sessionferry.reconciling import SETTLED_AFTER, reconcile, write_off
 from sessionferry.settings import Settings
+from sessionferry.statements import Sent
 from sessionferry.store import Store
 from sessionferry.store.opening import open_store
 from sessionferry.watching import (
     FORGOTTEN_AFTER,
-    SETTLED_AFTER,
     SILENT_AFTER,
     watch_queue,
     watch_store,
@@ -58,12 +60,24 @@ def lines(first: int, count: int, **changes: object) -> Batch:
     return batch(one * count, **(place | changes))
 
 
-def beat(host: str, sent: datetime) -> Batch:
-    """A host's sign of life."""
+def beat(host: str, sent: datetime, said: Sent | None = None, revision: int = 1) -> Batch:
+    """A host's sign of life, and what it says the queue took."""
     body = {"run_id": "r", "machine": "m", "hostname": host, "started_at": "x", "ledger": {}}
     fields: dict[str, object] = {"stream": None, "project_slug": None, "session_id": None}
-    about = {"host_id": host, "sent_at": sent.isoformat(), "revision": 1, "line_count": 0}
-    return batch(orjson.dumps(body), kind="heartbeat", **fields, **about)
+    about = {"host_id": host, "sent_at": sent.isoformat(), "revision": revision, "line_count": 0}
+    return batch(orjson.dumps(body | {"sent": said or {}}), kind="heartbeat", **fields, **about)
+
+
+def said(session: str, lines: int, generation: int = 0) -> Sent:
+    """What a host says of a session's events."""
+    return {f"my-project|{session}": {"events": [generation, lines]}}
+
+
+async def missing_of(store: Store, host: str) -> int:
+    """What the host's document says is missing."""
+    item = await store.read_item("hosts", "user-123", host)
+    assert item is not None
+    return int(item.document["missing"])
 
 
 async def test_a_session_with_all_its_lines_is_in_balance(store: Store) -> None:
@@ -81,7 +95,8 @@ async def test_a_session_that_lacks_lines_is_named_once_it_had_time_to_settle(
     assert (await watch_store(store, LAST_LINE + SETTLED_AFTER / 2)).unbalanced == []
     look = await watch_store(store, LAST_LINE + SETTLED_AFTER * 2)
     assert look.unbalanced == [missing.header.key.partition_key]
-    assert "store watched: hosts=0 silent_hosts=0 sessions=1 unbalanced=1" in caplog.messages
+    looks = [text for text in caplog.messages if text.startswith("store watched: ")]
+    assert "hosts=0 silent_hosts=0 sessions=1 unbalanced=1 statements=0" in looks[-1]
     assert f"unbalanced session: {missing.header.key.partition_key}" in caplog.messages
 
 
@@ -90,6 +105,85 @@ async def test_a_quarantined_line_is_not_missing(store: Store) -> None:
     await take(store, batch(b"not json\n" + good))
     look = await watch_store(store, LAST_LINE + SETTLED_AFTER * 2)
     assert (look.sessions, look.unbalanced) == (1, [])
+
+
+LATER = timedelta(hours=2)
+
+
+async def test_a_lost_end_and_a_lost_session_are_named_by_host_stream_and_lines(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = datetime.now(UTC)
+    told = said("sess-abc", 5) | said("sess-lost", 2)
+    await take(store, lines(0, 3), beat("laptop-7", now, told))
+    assert (await watch_store(store, now)).unbalanced == []
+    look = await watch_store(store, now + LATER)
+    assert sorted(look.unbalanced) == [
+        "user-123|my-project|sess-abc",
+        "user-123|my-project|sess-lost",
+    ]
+    assert (look.statements, look.missing_lines) == (2, 4)
+    assert (
+        "unbalanced session: user-123|my-project|sess-abc events: host laptop-7 sent 5 lines of"
+        " generation 0; 3 are stored, 0 quarantined, 2 missing: 3 to 4" in caplog.messages
+    )
+    assert await missing_of(store, "laptop-7") == 4
+
+
+async def test_a_shortfall_is_named_by_every_look_until_its_lines_are_there(store: Store) -> None:
+    now = datetime.now(UTC)
+    await take(store, lines(0, 3), beat("laptop-7", now, said("sess-abc", 5)))
+    for days in (1, 2, 3):
+        assert len((await watch_store(store, now + timedelta(days=days))).unbalanced) == 1
+    await take(store, lines(3, 2))
+    assert (await watch_store(store, now + LATER)).unbalanced == []
+    assert await missing_of(store, "laptop-7") == 0
+    assert (await watch_store(store, now + LATER)).statements == 0
+
+
+async def test_what_was_said_later_stands_for_what_was_said_before(store: Store) -> None:
+    now = datetime.now(UTC)
+    beats = [beat("h", now, said("sess-abc", count), count) for count in (5, 7, 9)]
+    await take(store, lines(0, 3), *beats, beats[0])
+    assert (await watch_store(store, now + LATER)).missing_lines == 6
+    assert (await watch_store(store, now + LATER)).statements == 1
+    await take(store, lines(3, 6))
+    assert (await watch_store(store, now + LATER)).missing_lines == 0
+
+
+async def test_deleted_and_replaced_sessions_lack_nothing(store: Store) -> None:
+    now = datetime.now(UTC)
+    archive = Archive.open("memory://")
+    gone = lines(0, 1, session_id="gone")
+    await take(store, gone, lines(0, 1, generation=7))
+    await delete_session(store, archive, gone.header.key)
+    await take(store, beat("h", now, said("gone", 9) | said("sess-abc", 9, generation=2)))
+    look = await watch_store(store, now + LATER)
+    assert (look.statements, look.unbalanced) == (2, [])
+
+
+async def test_quarantined_messages_are_named_beside_what_is_missing(store: Store) -> None:
+    now = datetime.now(UTC)
+    await take(store, lines(0, 2, v=99), beat("h", now, said("sess-abc", 2)))
+    found = await reconcile(store, now + LATER)
+    assert [it.set_aside for it in found.shortfalls] == [1]
+
+
+async def test_what_is_written_off_is_not_looked_for_any_more(store: Store) -> None:
+    now = datetime.now(UTC)
+    await take(store, beat("h", now, said("sess-abc", 2) | said("other", 3)))
+    gone = await write_off(store, lambda _user, _host, it: it.partition_key.endswith("|other"))
+    assert [statement.lines for statement in gone] == [3]
+    assert (await watch_store(store, now + LATER)).missing_lines == 2
+
+
+async def test_a_look_that_takes_too_long_goes_on_with_the_next(store: Store) -> None:
+    now = datetime.now(UTC)
+    beats = [beat("h", now, said("sess-abc", 1), count) for count in range(3)]
+    await take(store, lines(0, 1), *beats)
+    found = await reconcile(store, now + LATER, seconds=-1)
+    assert (found.is_complete, found.statements) == (False, 0)
+    assert (await reconcile(store, now + LATER, seconds=60)).is_complete
 
 
 async def test_a_host_is_silent_after_a_while_and_forgotten_after_a_longer_one(

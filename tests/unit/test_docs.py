@@ -444,7 +444,7 @@ def test_every_module_is_on_the_map() -> None:
 PURE = {
     "parsing",
     *("errors", "identity", "coverage", "batch", "packing", "truncation", "documents", "heads"),
-    *("lifecycle", "quarantine", "hosts", "formats", "preview"),
+    *("lifecycle", "quarantine", "hosts", "statements", "formats", "preview"),
 }
 
 

@@ -28,9 +28,10 @@ from sessionferry.batch import Batch, Header, check_time
 from sessionferry.config import Fields, JsonLines
 from sessionferry.errors import TransientError, UserError
 from sessionferry.host import Identity
-from sessionferry.hosts import parse_heartbeat
+from sessionferry.hosts import MAX_HEARTBEAT_BYTES, parse_heartbeat
 from sessionferry.identity import SessionKey
 from sessionferry.packing import Packed
+from sessionferry.statements import Statement
 from support.links import LIMIT, MemorySender, decoded, generations, of
 
 MTIME = 1_750_000_000_000  # ms
@@ -100,6 +101,11 @@ class Agent:
 
     def sent(self, kind: str, stream: str | None = None) -> list[Batch]:
         return of(self.queue, kind, stream)
+
+    def statements(self) -> list[Statement]:
+        """All that heartbeats said the queue took."""
+        beats = [parse_heartbeat(b.header, orjson.loads(b.payload)) for b in self.sent("heartbeat")]
+        return [statement for beat in beats for statement in beat.statements]
 
     def generations(self, stream: str, batches: list[Batch] | None = None) -> dict[int, bytes]:
         """Put together what arrived, per generation, by offset; gaps and contradictions fail."""
@@ -185,6 +191,9 @@ def check_memory(agent: Agent) -> None:
         assert known.lines == there.count(b"\n")
     if agent.remembered("metadata") is not None:
         assert of(safe, "metadata", None)
+    for statement in agent.statements():
+        there = agent.generations("events", agent.queue)[statement.generation]
+        assert there.count(b"\n") >= statement.lines
 
 
 def check_all_there(agent: Agent, content: bytes) -> None:
@@ -196,6 +205,9 @@ def check_all_there(agent: Agent, content: bytes) -> None:
         assert tails[-1].payload == content[end:]
         assert tails[-1].header.offset == end
     assert agent.sent("metadata")[-1].payload == b'{"name":"x"}'
+    said = agent.statements()[-1]
+    assert (said.stream, said.generation) == ("events", max(newest))
+    assert said.lines == content[:end].count(b"\n")
 
 
 @pytest.mark.parametrize("calls", range(12))
@@ -601,8 +613,33 @@ async def test_each_run_ends_with_a_heartbeat_of_what_was_sent(agent: Agent) -> 
     assert beats[0].run_id != beats[1].run_id
     assert beats[0].machine == beats[1].machine
     size = len(lines(1))
+    key = agent.sources()[0].key.partition_key
+    assert beats[0].statements == (Statement(key, "events", 0, 60),)
+    assert beats[1].statements == ()
     nothing = {"filtered": 0, "redacted": 0, "spooled": 0, "failing": 0}
     assert beats[1].ledger == {"files": 1, "bytes": size, "read": 60, "sent": 60, **nothing}
+
+
+async def test_many_files_are_told_of_in_several_heartbeats(agent: Agent) -> None:
+    names = [f"{number:04}" + "x" * 150 for number in range(400)]
+    for name in names:
+        folder = agent.session.with_name(name)
+        folder.mkdir()
+        (folder / "events.jsonl").write_bytes(b"{}\n")
+    await agent.ship(MemorySender(limit=10**6))
+    beats = agent.sent("heartbeat")
+    assert len(beats) > 1
+    assert all(len(beat.payload) <= MAX_HEARTBEAT_BYTES for beat in beats)
+    told = [it.partition_key.rpartition("|")[2] for it in agent.statements()]
+    assert sorted(told) == names
+
+
+async def test_what_is_sent_once_more_is_told_once_more(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1))
+    await agent.ship()
+    await agent.ship(resend=True)
+    first, second = agent.statements()
+    assert first == second
 
 
 # ------------------------------------------------------------ the gate

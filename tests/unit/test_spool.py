@@ -21,6 +21,7 @@ from sessionferry.agent.spool import (
 from sessionferry.errors import UserError
 from sessionferry.identity import SessionKey
 from sessionferry.packing import Packed, Place, pack_whole
+from sessionferry.statements import Statement
 from support.strategies import header
 
 EVENTS = FileId(SessionKey("user-123", "p", "s1"), "events")
@@ -155,6 +156,37 @@ def test_the_ledger_says_where_each_line_is(path: Path) -> None:
     assert (other.spooled, other.spooled_bytes, other.oldest) == (0, 0, None)
     spool.taken(spool.waiting(0, 10**9))
     assert spool.ledger().sent == 10
+    spool.close()
+
+
+def test_what_the_queue_took_is_told_once_and_again_when_there_is_more(path: Path) -> None:
+    spool = Spool(path)
+    spool.commit(step(packed(0), packed(4)))
+    metadata = Known(offset=50, prefix_sha256="ee", sent=Place(50, 1))
+    spool.commit(step(file=FileId(OTHER.key, "metadata"), known=metadata))
+    own = EVENTS.key.partition_key
+    assert spool.unstated("user-123|", 10**6) == [Statement(own, "events", 3, 2)]
+    assert spool.unstated("user-12|", 10**6) == []
+    spool.state([Statement(own, "events", 3, 2)])
+    assert spool.unstated("user-123|", 10**6) == []
+    spool.taken(spool.waiting(0, 10**9))
+    assert spool.unstated("user-123|", 10**6) == [Statement(own, "events", 3, 10)]
+    spool.state([Statement(own, "events", 3, 10)])
+    spool.commit(step(known=Known(generation=4, sent=Place(9, 1))))
+    assert spool.unstated("user-123|", 10**6) == [Statement(own, "events", 4, 1)]
+    spool.commit(step(file=OTHER, known=Known(sent=Place(9, 3))))
+    assert len(spool.unstated("user-123|", 10**6)) == 2
+    assert len(spool.unstated("user-123|", 1)) == 1
+    spool.close()
+
+
+def test_all_is_told_again_on_demand(path: Path) -> None:
+    spool = Spool(path)
+    spool.commit(step())
+    said = spool.unstated("", 10**6)
+    spool.state(said)
+    spool.state_anew()
+    assert spool.unstated("", 10**6) == said
     spool.close()
 
 

@@ -44,6 +44,8 @@ WATCHED_SCANS = 10
 """How much rarer scans are where the file system reports changes."""
 RESCAN_SECONDS = 5.0
 """Least time between scans that unknown files ask for."""
+STATE_SECONDS = 1800.0
+"""How often the consumer is told what the queue took: it looks an hour later at the earliest."""
 STOP_SECONDS = 10.0
 """How long the end of the agent may take, to send what waits."""
 
@@ -220,7 +222,7 @@ class Agent:
 
     async def _send(self) -> None:
         failures = 0
-        self._beat_at = self._loop.time()
+        self._beat_at = self._state_at = self._loop.time()
         while not self._stopping.is_set() or self._spool.has_batches():
             await self._until_there_is_something()
             if self._stopping.is_set() and (failures or self._seconds_to_wait()):
@@ -247,10 +249,7 @@ class Agent:
                 await sending.flush()
                 log.info("sent", extra={"event": "sent", "batches": count})
             if self._loop.time() >= self._beat_at or self._stopping.is_set():
-                ledger = await asyncio.to_thread(self._spool.ledger)
-                await sending.send_beat(self._heart.beat(ledger))
-                await sending.flush()
-                self._beat_at = self._loop.time() + self._habits.heartbeat_seconds
+                await self._beat(sending)
                 count += 1
             if count:
                 self._spool.note("contact", {"at": utc_now()})
@@ -259,6 +258,15 @@ class Agent:
                 return
             if not await self._woken_within(self._habits.idle_seconds):
                 return
+
+    async def _beat(self, sending: Sending) -> None:
+        """Send a heartbeat; once in a while, and at the end, with what the queue took."""
+        now = self._loop.time()
+        is_due = now >= self._state_at or self._stopping.is_set()
+        await sending.beat(self._heart, state=is_due)
+        self._beat_at = now + self._habits.heartbeat_seconds
+        if is_due:
+            self._state_at = now + STATE_SECONDS
 
     async def _until_there_is_something(self) -> None:
         """Wait for a batch or the time of a heartbeat, and for the hours of sending."""

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from sessionferry.agent.spool import Ledger
 from sessionferry.batch import Header, utc_now
 from sessionferry.host import Identity, machine_fingerprint
 from sessionferry.packing import Packed, pack_whole
+from sessionferry.statements import Statement, own_prefix, render
 
 
 class Heart:
@@ -21,15 +23,19 @@ class Heart:
         self._identity = identity
         self._run_id = uuid4().hex
         self._started_at = utc_now()
+        self.prefix = own_prefix(identity.user_id)
+        """What the keys of the sessions begin with that this machine can speak of."""
 
-    def beat(self, ledger: Ledger) -> Packed:
-        """Return the next heartbeat."""
+    def beat(self, ledger: Ledger, statements: Sequence[Statement] = ()) -> Packed:
+        """Return the next heartbeat, with what the queue took of some streams."""
+        sent = {key.removeprefix(self.prefix): said for key, said in render(statements).items()}
         body = {
             "run_id": self._run_id,
             "machine": machine_fingerprint(),
             "hostname": socket.gethostname(),
             "started_at": self._started_at,
             "ledger": asdict(ledger),
+            **({"sent": sent} if sent else {}),
         }
         header = Header(
             kind="heartbeat",

@@ -8,13 +8,17 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+from sessionferry.agent.heart import Heart
 from sessionferry.agent.spool import Spool, Waiting
 from sessionferry.batch import Header
 from sessionferry.pacing import Pace
 from sessionferry.packing import Packed
+from sessionferry.statements import Statement
 
 LOOK_AHEAD_BYTES = 1024 * 1024
 """Compressed bytes that are taken out of the spool at a time."""
+STATED_BYTES = 48 * 1024
+"""Bytes of statements in one heartbeat, about: the consumer takes 64 KiB with all the rest."""
 
 
 class Link(Protocol):
@@ -52,15 +56,33 @@ class Sending:
             await asyncio.to_thread(self._spool.settle)
         return count
 
-    async def send_beat(self, heartbeat: Packed) -> None:
-        """Send a heartbeat, which is not in the spool."""
-        self._under_way.append(None)
-        self._note(await self._link.send(heartbeat))
+    async def beat(self, heart: Heart, *, state: bool) -> None:
+        """Send a heartbeat, which is not in the spool; with `state` also what the queue took.
+
+        That takes more than one where much is new. What the queue took of them is not said again.
+        """
+        ledger = await asyncio.to_thread(self._spool.ledger)
+        statements = await self._unstated(heart) if state else []
+        while True:
+            heartbeat = heart.beat(ledger, statements)
+            await self._pace.wait(len(heartbeat.compressed))
+            self._under_way.append(None)
+            self._note(await self._link.send(heartbeat))
+            await self.flush()
+            if not statements:
+                return
+            await asyncio.to_thread(self._spool.state, statements)
+            statements = await self._unstated(heart)
+            if not statements:
+                return
 
     async def flush(self) -> None:
         """Send what is held back, and remove from the spool what was taken."""
         self._note(await self._link.flush())
         await asyncio.to_thread(self._spool.settle)
+
+    async def _unstated(self, heart: Heart) -> list[Statement]:
+        return await asyncio.to_thread(self._spool.unstated, heart.prefix, STATED_BYTES)
 
     async def _next(self) -> list[Waiting]:
         return await asyncio.to_thread(self._spool.waiting, self._last, LOOK_AHEAD_BYTES)

@@ -32,6 +32,8 @@ class Shipper:
         supersede: bool = False,
         advance: Callable[[int], None] | None = None,
     ) -> None:
+        if resend:
+            spool.state_anew()
         self._spool = spool
         self._heart = Heart(identity)
         self._stopping = threading.Event()
@@ -75,8 +77,7 @@ class Shipper:
             report = collecting.result()
             await sending.send_all()
             await sending.flush()
-            await sending.send_beat(self._heart.beat(self._spool.ledger()))
-            await sending.flush()
+            await sending.beat(self._heart, state=True)
             return report
         finally:
             self._stopping.set()

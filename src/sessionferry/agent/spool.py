@@ -22,12 +22,15 @@ import orjson
 
 from sessionferry.batch import Header
 from sessionferry.errors import UserError
-from sessionferry.identity import SessionKey
+from sessionferry.identity import STREAMS, SessionKey
 from sessionferry.locking import Lock, is_held
 from sessionferry.packing import START, Packed, Place
+from sessionferry.statements import Statement
 
 log = logging.getLogger(__name__)
 
+STATEMENT_BYTES = 64
+"""Bytes of a statement beside its key, about."""
 FREE_PAGES = 256
 """Unused pages (4 KiB each) above which the file is made smaller."""
 _VERSION = 1
@@ -75,6 +78,13 @@ CREATE TABLE IF NOT EXISTS errors (
     PRIMARY KEY (partition_key, role)
 );
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS stated (
+    partition_key TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    lines INTEGER NOT NULL,
+    PRIMARY KEY (partition_key, stream)
+);
 """
 
 
@@ -350,6 +360,44 @@ class Spool:
             FileState(key, role, path, _known(known), waits or 0, size or 0, oldest)
             for key, role, path, waits, size, oldest, *known in rows
         ]
+
+    def unstated(self, prefix: str, most_bytes: int) -> list[Statement]:
+        """Return what the queue took and the consumer was not told of, as far as that fits.
+
+        Only streams whose partition key begins with `prefix`. A file that is sent once more counts
+        from its start, and says nothing new before it is as far as it was.
+        """
+        self.settle()
+        found: list[Statement] = []
+        size = 0
+        with self._guarded():
+            rows = self._db.execute(
+                "SELECT f.partition_key, role, f.generation,"
+                " sent_sequence - COALESCE(waits, 0) took"
+                " FROM files f LEFT JOIN (SELECT partition_key, role, generation, SUM(lines) waits"
+                " FROM batches GROUP BY 1, 2, 3) USING (partition_key, role, generation)"
+                " LEFT JOIN stated s ON (s.partition_key, s.stream) = (f.partition_key, f.role)"
+                " WHERE role IN (?, ?) AND took > 0 AND substr(f.partition_key, 1, ?) = ?"
+                " AND (s.generation IS NULL OR s.generation < f.generation OR s.lines < took)",
+                (*STREAMS, len(prefix), prefix),
+            )
+            for key, stream, generation, lines in rows:
+                found.append(Statement(key, stream, generation, lines))
+                size += len(key.encode()) + STATEMENT_BYTES
+                if size >= most_bytes:
+                    break
+            rows.close()
+        return found
+
+    def state(self, statements: Iterable[Statement]) -> None:
+        """Note that the consumer was told; where that has no room it is told once more."""
+        with suppress(SpoolFull), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO stated VALUES (?, ?, ?, ?)", statements)
+
+    def state_anew(self) -> None:
+        """Forget what the consumer was told: it is told of every stream again."""
+        with suppress(SpoolFull), self._transaction():
+            self._db.execute("DELETE FROM stated")
 
     def errors(self) -> dict[tuple[str, str], tuple[str, str, str]]:
         """Return (path, error, since) of the files that are not read on, by key and role."""

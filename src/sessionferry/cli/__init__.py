@@ -32,6 +32,14 @@ COMMANDS = {
         "agent:app",
         "The agent that runs in the background: its configuration, its service, its log.",
     ),
+    "hosts": Command(
+        "books:hosts",
+        "List the machines that send, and each one's books, last heard of first.",
+    ),
+    "reconcile": Command(
+        "books:reconcile_books",
+        "Compare what hosts say they sent with what is stored, as the timer does every hour.",
+    ),
     "sessions": Command("reading:sessions", "List stored sessions, last activity first."),
     "show": Command("reading:show", "Show what is stored of one session, or its lines."),
     "export": Command(
