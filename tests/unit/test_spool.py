@@ -8,14 +8,17 @@ import pytest
 
 from sessionferry.agent import spool as spooling
 from sessionferry.agent.spool import (
+    PIECE_BYTES,
     FileId,
     Known,
     Ledger,
+    Sent,
     Spool,
     SpoolDamaged,
     SpoolFull,
     SpoolLock,
     Step,
+    Waiting,
     open_spool,
 )
 from sessionferry.errors import UserError
@@ -68,6 +71,10 @@ def test_a_place_and_its_batches_are_there_after_a_restart(path: Path) -> None:
     again.close()
 
 
+def sent(batches: list[Waiting]) -> list[Sent]:
+    return [Sent(number, len(batch.compressed)) for number, batch in batches]
+
+
 def test_batches_are_for_the_owners_eyes_only(path: Path) -> None:
     Spool(path).close()
     assert path.stat().st_mode & 0o077 == 0
@@ -78,16 +85,24 @@ def test_what_the_queue_took_is_removed_and_numbers_are_never_used_again(path: P
     spool = Spool(path)
     spool.commit(step(packed(0), packed(4), packed(8)))
     first, second, third = spool.waiting(0, 10**9)
-    spool.taken([third])
+    spool.taken(sent([third]))
     spool.settle()
     assert [waiting.number for waiting in spool.waiting(0, 10**9)] == [first.number, second.number]
     assert spool.waiting(first.number, 10**9) == [second]
     assert spool.waiting(0, 1) == [first]
-    spool.taken([first, second])
+    spool.taken(sent([first, second]))
     spool.commit(step(packed(12)))
     (fourth,) = spool.waiting(0, 10**9)
     assert fourth.number > third.number
     assert spool.used_bytes == len(fourth.packed.compressed)
+    spool.close()
+
+
+def test_large_batches_are_kept_in_pieces_and_come_back_whole(path: Path) -> None:
+    spool = Spool(path)
+    batches = [packed(n, size=size) for n, size in enumerate((PIECE_BYTES + 1, 10, 3_500_000))]
+    spool.commit(step(*batches))
+    assert [waiting.packed for waiting in spool.waiting(0, 10**9)] == batches
     spool.close()
 
 
@@ -110,7 +125,7 @@ def test_a_full_spool_takes_nothing_until_batches_are_gone(path: Path) -> None:
         spool.commit(step(packed(4, size=600), known=Known(generation=4)))
     assert spool.known(EVENTS) == KNOWN
     assert not spool.has_room(600)
-    spool.taken(spool.waiting(0, 10**9))
+    spool.taken(sent(spool.waiting(0, 10**9)))
     spool.commit(step(packed(4, size=600), known=Known(generation=4)))
     assert spool.known(EVENTS) == Known(generation=4)
     spool.close()
@@ -134,7 +149,7 @@ def test_the_file_gets_smaller_when_batches_are_gone(path: Path) -> None:
     spool = Spool(path)
     for number in range(8):
         spool.commit(step(packed(number, size=500_000)))
-    spool.taken(spool.waiting(0, 10**9))
+    spool.taken(sent(spool.waiting(0, 10**9)))
     spool.close()
     assert path.stat().st_size < 2_000_000
 
@@ -154,7 +169,7 @@ def test_the_ledger_says_where_each_line_is(path: Path) -> None:
     assert (events.known, events.spooled, events.path) == (KNOWN, 8, str(PATH))
     assert events.oldest is not None
     assert (other.spooled, other.spooled_bytes, other.oldest) == (0, 0, None)
-    spool.taken(spool.waiting(0, 10**9))
+    spool.taken(sent(spool.waiting(0, 10**9)))
     assert spool.ledger().sent == 10
     spool.close()
 

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Protocol
 
 from sessionferry.agent.heart import Heart
-from sessionferry.agent.spool import Spool, Waiting
+from sessionferry.agent.spool import Sent, Spool
 from sessionferry.batch import Header
 from sessionferry.pacing import Pace
 from sessionferry.packing import Packed
@@ -40,19 +40,14 @@ class Sending:
         self._spool = spool
         self._link = link
         self._pace = pace or Pace(0)
-        self._under_way: deque[Waiting | None] = deque()
+        self._under_way: deque[Sent | None] = deque()
         self._last = 0
 
     async def send_all(self) -> int:
         """Send what waits, as far as it fills messages; return how many batches that was."""
         count = 0
-        while batches := await self._next():
-            for waiting in batches:
-                await self._pace.wait(len(waiting.packed.compressed))
-                self._under_way.append(waiting)
-                self._last = waiting.number
-                self._note(await self._link.send(waiting.packed))
-            count += len(batches)
+        while sent := await self._send_next():
+            count += sent
             await asyncio.to_thread(self._spool.settle)
         return count
 
@@ -84,12 +79,20 @@ class Sending:
     async def _unstated(self, heart: Heart) -> list[Statement]:
         return await asyncio.to_thread(self._spool.unstated, heart.prefix, STATED_BYTES)
 
-    async def _next(self) -> list[Waiting]:
-        return await asyncio.to_thread(self._spool.waiting, self._last, LOOK_AHEAD_BYTES)
+    async def _send_next(self) -> int:
+        batches = await asyncio.to_thread(self._spool.waiting, self._last, LOOK_AHEAD_BYTES)
+        for number, packed in batches:
+            size = len(packed.compressed)
+            await self._pace.wait(size)
+            # Not the batch itself: what is under way may be many, or large.
+            self._under_way.append(Sent(number, size))
+            self._last = number
+            self._note(await self._link.send(packed))
+        return len(batches)
 
     def _note(self, accepted: list[Header]) -> None:
         """Remove the batches that the queue took: they come back in the order they were given."""
         taken = [self._under_way.popleft() for _ in accepted]
-        batches = [waiting for waiting in taken if waiting is not None]
+        batches = [sent for sent in taken if sent is not None]
         if batches:
             self._spool.taken(batches)

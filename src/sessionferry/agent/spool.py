@@ -33,6 +33,8 @@ STATEMENT_BYTES = 64
 """Bytes of a statement beside its key, about."""
 FREE_PAGES = 256
 """Unused pages (4 KiB each) above which the file is made smaller."""
+PIECE_BYTES = 1024 * 1024
+"""A larger batch is written in pieces of this size."""
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (id TEXT NOT NULL);
@@ -152,6 +154,13 @@ class Waiting(NamedTuple):
     packed: Packed
 
 
+class Sent(NamedTuple):
+    """A batch that was handed over: its number, and its size in compressed bytes."""
+
+    number: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """The agent's side of the books: what it read, and where that is. Lines, unless said."""
@@ -230,11 +239,8 @@ class Spool:
         now = datetime.now(UTC).timestamp()
         with self._transaction():
             self._remove_taken()
-            self._db.executemany(
-                "INSERT INTO batches (partition_key, role, generation, lines, size, spooled_at,"
-                " header, sha256, crc, compressed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (_batch_row(file, packed, now) for file, packed in step.batches),
-            )
+            for file, packed in step.batches:
+                self._insert(file, packed, now)
             self._db.executemany(
                 "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (_file_row(file, path, known) for file, (path, known) in step.files.items()),
@@ -278,11 +284,13 @@ class Spool:
         size = 0
         with self._guarded():
             rows = self._db.execute(
-                "SELECT number, header, sha256, crc, compressed FROM batches"
+                "SELECT number, header, sha256, crc,"
+                " CASE WHEN length(compressed) <= ? THEN compressed END FROM batches"
                 " WHERE number > ? ORDER BY number LIMIT ?",
-                (after, most),
+                (PIECE_BYTES, after, most),
             )
-            for number, header, sha256, crc, compressed in rows:
+            for number, header, sha256, crc, small in rows:
+                compressed = small if small is not None else self._content(number)
                 if zlib.crc32(compressed) != crc:
                     raise SpoolDamaged(f"batch {number} is not what was written")
                 packed = Packed(Header.model_validate_json(header), compressed, sha256)
@@ -299,12 +307,12 @@ class Spool:
             waiting = self._number("SELECT COUNT(*) FROM (SELECT 1 FROM batches LIMIT 1)")
         return bool(waiting)
 
-    def taken(self, batches: Iterable[Waiting]) -> None:
+    def taken(self, batches: Iterable[Sent]) -> None:
         """Remove batches that the queue has taken, with the next commit or `settle`."""
         with self._lock:
-            for number, packed in batches:
+            for number, size in batches:
                 self._taken.append(number)
-                self._taken_bytes += len(packed.compressed)
+                self._taken_bytes += size
 
     def settle(self) -> None:
         """Remove now what was taken, and give back what room that makes."""
@@ -447,6 +455,26 @@ class Spool:
                 self._db.execute("INSERT INTO spool VALUES (?)", (fresh,))
         self._db.execute(f"PRAGMA user_version = {_VERSION}")
         return str(row[0]) if row else fresh
+
+    def _insert(self, file: FileId, packed: Packed, now: float) -> None:
+        """Keep a batch; one that is large piece by piece, since SQLite would copy it twice."""
+        compressed = packed.compressed
+        is_large = len(compressed) > PIECE_BYTES
+        content = "zeroblob(?)" if is_large else "?"
+        added = self._db.execute(
+            "INSERT INTO batches (partition_key, role, generation, lines, size, spooled_at,"  # noqa: S608
+            f" header, sha256, crc, compressed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {content})",
+            (*_batch_row(file, packed, now), len(compressed) if is_large else compressed),
+        )
+        if is_large and added.lastrowid is not None:
+            with self._db.blobopen("batches", "compressed", added.lastrowid) as blob:
+                view = memoryview(compressed)
+                for start in range(0, len(view), PIECE_BYTES):
+                    blob.write(view[start : start + PIECE_BYTES])
+
+    def _content(self, number: int) -> bytes:
+        with self._db.blobopen("batches", "compressed", number, readonly=True) as blob:
+            return blob.read()
 
     def _count_bytes(self) -> int:
         return self._number("SELECT COALESCE(SUM(size), 0) FROM batches")
@@ -615,7 +643,6 @@ def _batch_row(file: FileId, packed: Packed, now: float) -> tuple[object, ...]:
     return (
         *(file.key.partition_key, file.role, header.generation, header.line_count),
         *(len(compressed), now, header.to_json(), packed.sha256, zlib.crc32(compressed)),
-        compressed,
     )
 
 
