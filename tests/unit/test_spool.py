@@ -184,7 +184,7 @@ def test_what_the_queue_took_is_told_once_and_again_when_there_is_more(path: Pat
     assert spool.unstated("user-12|", 10**6) == []
     spool.state([Statement(own, "events", 3, 2)])
     assert spool.unstated("user-123|", 10**6) == []
-    spool.taken(spool.waiting(0, 10**9))
+    spool.taken(sent(spool.waiting(0, 10**9)))
     assert spool.unstated("user-123|", 10**6) == [Statement(own, "events", 3, 10)]
     spool.state([Statement(own, "events", 3, 10)])
     spool.commit(step(known=Known(generation=4, sent=Place(9, 1))))
