@@ -63,6 +63,20 @@ async def expire(timer: func.TimerRequest) -> None:  # noqa: ARG001
     await consumer.expire()
 
 
+@app.function_name("replay")
+@app.timer_trigger(arg_name="timer", schedule="0 27 * * * *")
+async def replay(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Judge anew, after an upgrade, what the version before quarantined."""
+    await consumer.replay()
+
+
+@app.function_name("rebuild")
+@app.timer_trigger(arg_name="timer", schedule="0 47 * * * *")
+async def rebuild(timer: func.TimerRequest) -> None:  # noqa: ARG001
+    """Make anew, after an upgrade, what the version before derived."""
+    await consumer.rebuild()
+
+
 @app.function_name("livez")
 @app.route(trigger_arg_name="request", route="livez", methods=[func.HttpMethod.GET])
 async def livez(request: func.HttpRequest) -> func.HttpResponse:  # noqa: ARG001

@@ -80,6 +80,11 @@ param archiveCoolAfterDays int = 0
 param logDays int = 30
 
 @minValue(0)
+@maxValue(10000)
+@description('Most sessions that are made anew in an hour after an upgrade that makes documents differently. 0: none.')
+param rebuildSessions int = 100
+
+@minValue(0)
 @description('Days without activity after which noisy events lose their documents; the archive keeps their bytes. 0: never.')
 param retentionPruneDays int = 0
 
@@ -283,6 +288,7 @@ module functions 'modules/functions.bicep' = {
     storeUrl: cosmos.outputs.storeUrl
     archiveUrl: '${archive.outputs.blobEndpoint}archive'
     inboxUrl: '${inbox.outputs.blobEndpoint}inbox'
+    rebuildSessions: rebuildSessions
     retentionPruneDays: retentionPruneDays
     retentionPruneEvents: retentionPruneEvents
     retentionHideDays: retentionHideDays

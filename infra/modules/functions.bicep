@@ -13,6 +13,7 @@ param queueName string
 param storeUrl string
 param archiveUrl string
 param inboxUrl string
+param rebuildSessions int
 param retentionPruneDays int
 param retentionPruneEvents string
 param retentionHideDays int
@@ -100,6 +101,7 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     FERRY_STORE: storeUrl
     FERRY_ARCHIVE: archiveUrl
     FERRY_INBOX: inboxUrl
+    FERRY_REBUILD_SESSIONS: '${rebuildSessions}'
     FERRY_RETENTION_PRUNE_DAYS: '${retentionPruneDays}'
     FERRY_RETENTION_PRUNE_EVENTS: retentionPruneEvents
     FERRY_RETENTION_HIDE_DAYS: '${retentionHideDays}'

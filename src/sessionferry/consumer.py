@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol
 
-from sessionferry import dead_letters, expiring, sweeping, telemetry, watching
+from sessionferry import dead_letters, expiring, sweeping, telemetry, upgrading, watching
 from sessionferry.archive import Archive, is_folder
 from sessionferry.delivery import Message, Outcome
 from sessionferry.errors import FerryError, UserError
@@ -29,6 +29,12 @@ SWEEP_SECONDS = 240.0
 """How long one run of the sweep goes on: well below the invocation's limit of ten minutes."""
 EXPIRE_SECONDS = 240.0
 """The same for a run of the retention."""
+
+
+REPLAY_SECONDS = 240.0
+MOST_REPLAYED = 500
+"""Messages that are judged anew in one run of that timer."""
+REBUILD_SECONDS = 240.0
 
 
 class QueueMessage(Protocol):
@@ -100,6 +106,26 @@ class Consumer:
         ingest = await self._open()
         now = datetime.now(UTC)
         await expiring.expire(ingest.store, ingest.archive, policy, now, seconds=EXPIRE_SECONDS)
+
+    async def replay(self) -> None:
+        """Judge anew what an older version quarantined; raises while the store does not answer."""
+        ingest = await self._open()
+        await upgrading.judge_anew(
+            ingest, datetime.now(UTC), most=MOST_REPLAYED, seconds=REPLAY_SECONDS
+        )
+
+    async def rebuild(self) -> None:
+        """Make anew what an older version derived; nothing where the settings say none."""
+        settings = Settings.read()
+        if not settings.rebuild_sessions:
+            return
+        ingest = await self._open()
+        now = datetime.now(UTC)
+        await upgrading.rebuild_outdated(
+            *(ingest.store, ingest.archive, now),
+            most=settings.rebuild_sessions,
+            seconds=REBUILD_SECONDS,
+        )
 
     async def readiness(self) -> HTTPStatus:
         """Return 200 if messages could be taken in now, else 503; asked often, it looks seldom."""

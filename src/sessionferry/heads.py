@@ -29,6 +29,9 @@ MAX_SUPERSEDED = 1_000
 """Superseded generations of which the coverage is kept; older ones are forgotten, lowest first."""
 FIRST_STATED = frozenset({"working_dir", "native_session_id", "parent_id", "first_prompt"})
 """Facts about a session of which the first statement counts; of all others it is the last."""
+DERIVATION = 1
+"""Which way documents, sums and projections are made of lines. Raise it when the same lines give
+other ones: sessions that were made the old way are then made anew, some of them at a time."""
 DIGEST_MODULUS = 2**256
 HEAD_ID = "head"
 _DOCUMENT_KEYS = frozenset({"id", "partition_key"})
@@ -194,6 +197,9 @@ class Head(_Model):
     dirty: tuple[Mark, ...] = ()
     tombstone: Tombstone | None = None
     deletions: int = Field(default=0, description="How often it was deleted, undeleted or not.")
+    derived: int = Field(
+        default=1, description="The oldest way in which something of it was made; see DERIVATION."
+    )
     pinned: bool = Field(default=False, description="Retention leaves it alone.")
     hidden_at: str | None = Field(
         default=None, description="Retention hid it then; new lines show it again."
@@ -205,7 +211,8 @@ class Head(_Model):
     @classmethod
     def new(cls, key: SessionKey) -> Head:
         """Return the head of a session that nothing is known of."""
-        return cls(user_id=key.user_id, project_slug=key.project_slug, session_id=key.session_id)
+        named = {"user_id": key.user_id, "project_slug": key.project_slug}
+        return cls(**named, session_id=key.session_id, derived=DERIVATION)
 
     @property
     def key(self) -> SessionKey:

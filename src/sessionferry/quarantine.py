@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from sessionferry import __version__
 from sessionferry.batch import Header
 from sessionferry.documents import Facts, Rejected, payload_ref
 from sessionferry.errors import FerryError
@@ -92,6 +93,7 @@ def whole_message(
         **({"content_encoding": content_encoding[:256]} if content_encoding else {}),
         "size_bytes": len(body),
         "created_at": created_at,
+        "judged_by": __version__,
         "payload_ref": {
             **payload_ref(archive_key, 0, len(body), sha256.digest()),
             "raw": True,
@@ -114,6 +116,7 @@ def _line_entry(
         "format": header.format,
         "line_sha256": sha256.hex(),
         "created_at": created_at,
+        "judged_by": __version__,
         **more,
     }
 

@@ -69,7 +69,9 @@ class Rebuilder(Replacer):
             if pieces.keys or pieces.stream in head.streams:
                 done = await self._rebuild_stream(key, pieces)
                 counts = [mine + its for mine, its in zip(counts, done, strict=True)]
-        head = await self._rebuild_metadata(key, kept)
+        await self._rebuild_metadata(key, kept)
+        made = {"derived": heads.DERIVATION}
+        head = await self._change(key, lambda head: head.model_copy(update=made))
         await self._retry(lambda: projection.project(self.store, self.archive, head, ""))
         return Rebuilt(head, *counts)
 
@@ -147,13 +149,13 @@ class Rebuilder(Replacer):
         work.created += len(documents) - len(existing)
         work.renewed += len(same)
 
-    async def _rebuild_metadata(self, key: SessionKey, kept: Iterable[str]) -> Head:
+    async def _rebuild_metadata(self, key: SessionKey, kept: Iterable[str]) -> None:
         """Find the newest metadata file, unless the head knows one."""
         folder = f"{session_folder(key)}/metadata/"
         head = await self._read(key)
         newest = max((name for name in kept if name.startswith(folder)), default=None)
         if head.metadata is not None or newest is None:
-            return head
+            return
         batch = await self._retry(lambda: read_batch(self.archive, newest))
         metadata = Metadata(
             revision=batch.header.revision,
@@ -163,7 +165,7 @@ class Rebuilder(Replacer):
             host_id=batch.header.host_id,
             valid=projection.parse_metadata(batch.payload) is not None,
         )
-        return await self._change(key, lambda head: heads.merge(head, [], [metadata]))
+        await self._change(key, lambda head: heads.merge(head, [], [metadata]))
 
     async def _batches(self, keys: Iterable[str]) -> AsyncIterator[tuple[str, Batch]]:
         for key in keys:

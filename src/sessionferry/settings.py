@@ -120,6 +120,12 @@ class Settings(BaseSettings):
     retention_delete_days: int = Field(
         0, ge=0, le=36_500, description="Days after which a hidden session is deleted; 0: never."
     )
+    rebuild_sessions: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="Most outdated sessions that are made anew in an hour; 0: none.",
+    )
     websocket: bool = Field(False, description="Reach the queue over WebSocket, on port 443.")
     proxy: str | None = Field(None, description="HTTP proxy on the way: http://host:port.")
     spool_mb: int = Field(1000, ge=1, description="Most megabytes that wait to be sent.")

@@ -69,6 +69,8 @@ def test_the_looks_at_queue_and_store_are_bound_to_timers(app_module: ModuleType
         "redrive": "0 7,22,37,52 * * * *",
         "sweep": "0 17 3,9,15,21 * * *",
         "expire": "0 41 1 * * *",
+        "replay": "0 27 * * * *",
+        "rebuild": "0 47 * * * *",
     }
 
 

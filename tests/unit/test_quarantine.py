@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sessionferry import __version__
 from sessionferry.documents import DocumentBuilder, Facts, Position, Rejected
 from sessionferry.errors import BadBatch, FerryError, UnsupportedBatch
 from sessionferry.identity import UNATTRIBUTED, SessionKey
@@ -48,6 +49,7 @@ def test_a_rejected_line_is_described_with_a_way_to_its_bytes() -> None:
         "format": "amplifier",
         "line_sha256": SHA.hex(),
         "created_at": NOW,
+        "judged_by": __version__,
         "reason": "not_json",
         "detail": rejected().detail,
         "preview": "hello",
