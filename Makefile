@@ -13,7 +13,7 @@ CHECKOV := 3.3.30
 help:
 	@echo "make demo    run the main job on made-up sessions"
 	@echo "make test    run all tests"
-	@echo "make check   lint, format check, strict types"
+	@echo "make check   lint, format check, strict types as on Linux, Windows and macOS"
 	@echo "make chaos   a hundred kills while a fleet is shipped, two hundred of the agent"
 	@echo "make functions-runtime  the function app in Microsoft's own worker (Python 3.13)"
 	@echo "make fuzz    millions of mutated inputs"
@@ -46,6 +46,8 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

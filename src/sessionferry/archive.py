@@ -7,11 +7,13 @@ message. An archived object is a whole encoded batch, header included: it descri
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -55,7 +57,9 @@ class Archive:
         if parts.scheme == "memory":
             return cls(MemoryStore())
         if parts.scheme == "file":
-            root = Path(unquote(parts.path))
+            if parts.netloc:
+                raise UserError(f"{url} names no folder; write file:///folder, file:///C:/folder.")
+            root = Path(url2pathname(parts.path))
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             return cls(LocalStore(root), root)
         try:
@@ -227,7 +231,12 @@ def _check_own(document: dict[str, object], key: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    is_windows = sys.platform == "win32"
+    if is_windows and path.is_dir():
+        # It opens no folders; that a file is in one is in the file system's journal.
+        return
+    # Windows writes out what may be written to.
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,6 +6,7 @@ the commented example and the JSON schema.
 
 import re
 import stat
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,8 +213,15 @@ class Config(_Section):
 
 
 def is_private(path: Path) -> bool:
-    """Whether nobody but the owner may read a file."""
-    return not stat.S_IMODE(path.stat().st_mode) & 0o077
+    """Whether nobody but the owner may read a file, or look into a folder.
+
+    Windows has no such modes: what lies in a user's profile is closed to other users by the
+    profile's own rights, which every file in it inherits.
+    """
+    if sys.platform == "win32":
+        return path.resolve().is_relative_to(Path.home().resolve())
+    else:  # noqa: RET505 - mypy reads only its own platform's branch
+        return not stat.S_IMODE(path.stat().st_mode) & 0o077
 
 
 def example() -> str:

@@ -17,6 +17,7 @@ from sessionferry.batch import Batch, Header, Limits, decode, lines_of
 from sessionferry.errors import ArchiveMismatch, BadBatch
 from sessionferry.heads import Head
 from sessionferry.identity import STREAMS, Stream
+from sessionferry.sharing import patiently
 from sessionferry.store import Store
 from sessionferry.store.pages import all_lines
 
@@ -182,7 +183,7 @@ async def _write(path: Path, blocks: AsyncIterator[bytes]) -> Exported:
                 file.write(block)
                 digest.update(block)
                 size += len(block)
-        unfinished.replace(path)
+        patiently(lambda: unfinished.replace(path))
     finally:
         unfinished.unlink(missing_ok=True)
     return Exported(path, size, digest.hexdigest())

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ import orjson
 from sessionferry.errors import BadIdentity, UserError
 from sessionferry.identity import check_part
 from sessionferry.settings import Settings
+from sessionferry.sharing import patiently
 
 IDENTITY_FILE = "identity.json"
 MAX_REWRITTEN = 10_000
@@ -88,7 +90,7 @@ def redaction_key(folder: Path) -> bytes:
     """
     path = folder / REDACTION_FILE
     try:
-        return bytes.fromhex(orjson.loads(path.read_bytes())["key"])
+        return bytes.fromhex(orjson.loads(patiently(path.read_bytes))["key"])
     except FileNotFoundError:
         _link_first(path, {"key": secrets.token_hex(32)})
         return redaction_key(folder)
@@ -139,12 +141,15 @@ def machine_fingerprint() -> str:
             parts.append(Path(name).read_text().strip())
         except OSError:
             continue
+    if len(parts) == 1:
+        # Neither Windows nor macOS has these; a network card's address tells clones apart too.
+        parts.append(hex(uuid.getnode()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _read_or_create(path: Path) -> dict[str, Any]:
     try:
-        found = orjson.loads(path.read_bytes())
+        found = orjson.loads(patiently(path.read_bytes))
     except FileNotFoundError:
         return _create(path)
     except (OSError, orjson.JSONDecodeError) as error:
@@ -176,12 +181,13 @@ def _link_first(path: Path, content: dict[str, Any]) -> bool:
     except OSError as error:
         raise UserError(f"The identity file {path} cannot be written: {error}") from None
     finally:
-        candidate.unlink(missing_ok=True)
+        patiently(lambda: candidate.unlink(missing_ok=True))
     return True
 
 
 def _write(path: Path, identity: dict[str, Any]) -> None:
-    _written(path, identity).replace(path)
+    candidate = _written(path, identity)
+    patiently(lambda: candidate.replace(path))
 
 
 def _written(path: Path, identity: dict[str, Any]) -> Path:

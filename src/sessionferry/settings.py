@@ -28,6 +28,7 @@ from pydantic_settings import (
 
 from sessionferry.config import FILE_NAME, Config
 from sessionferry.errors import UserError
+from sessionferry.sharing import patiently
 
 DEFAULT_QUEUE = "sessions"
 LOCAL_FILE = "local.json"
@@ -242,7 +243,7 @@ class LocalStack(BaseModel):
     def read(cls, data: Path) -> "LocalStack | None":
         """Read the data folder's file; None if no stack ever ran there."""
         try:
-            return cls.model_validate_json((data / LOCAL_FILE).read_bytes())
+            return cls.model_validate_json(patiently((data / LOCAL_FILE).read_bytes))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -259,7 +260,7 @@ class LocalStack(BaseModel):
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2))
-        fresh.replace(path)
+        patiently(lambda: fresh.replace(path))
 
     @staticmethod
     def is_running(data: Path) -> bool:

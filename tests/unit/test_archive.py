@@ -198,3 +198,9 @@ async def test_hydrate_finds_what_a_user_named_like_the_unattributed_folder_sent
     reference = payload_ref(place, 0, 1, hashlib.sha256(b"x").digest()) | {"raw": True}
     own = {"user_id": "_unattributed", "project_slug": "p", "session_id": "s"}
     assert await hydrate(archive, own | {"payload_ref": reference}) == b"x"
+
+
+@pytest.mark.parametrize("url", ["file://C:/ferry/archive", "file://server/share", "file://here"])
+def test_a_file_url_with_a_host_is_refused_rather_than_misread(url: str) -> None:
+    with pytest.raises(UserError, match="file:///C:/folder"):
+        Archive.open(url)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import zstandard
 
@@ -57,7 +57,8 @@ def unpacked(file: BinaryIO) -> Iterator[BinaryIO]:
         for piece in _unpack(file):
             content.write(piece)
         content.seek(0)
-        yield content
+        # On Windows it is a wrapper around one.
+        yield cast("BinaryIO", content)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +26,7 @@ from sessionferry.errors import UserError
 from sessionferry.identity import STREAMS, SessionKey
 from sessionferry.locking import Lock, is_held
 from sessionferry.packing import START, Packed, Place
+from sessionferry.sharing import patiently
 from sessionferry.statements import Statement
 
 log = logging.getLogger(__name__)
@@ -558,7 +560,8 @@ def set_aside(path: Path) -> Path:
     for ending in ("", "-wal", "-shm"):
         part = path.with_name(path.name + ending)
         if part.exists():
-            part.rename(aside.with_name(aside.name + ending))
+            # Windows renames no file that somebody has open, as `ferry status` may have this one.
+            patiently(partial(part.rename, aside.with_name(aside.name + ending)))
     return aside
 
 

@@ -16,6 +16,7 @@ from sessionferry.config import example
 from sessionferry.errors import FerryError, UserError
 from sessionferry.host import redaction_key
 from sessionferry.settings import Settings, config_path, endpoints
+from sessionferry.sharing import patiently
 
 if TYPE_CHECKING:
     from sessionferry.agent.service import Plan, System
@@ -98,7 +99,7 @@ def uninstall() -> None:
         raise UserError(f"There is no {path}: the agent is not installed.")
     for command in made.stop:
         _run(command)
-    path.unlink()
+    patiently(path.unlink)
     typer.echo(f"Removed {path}. What waits in the spool stays there.")
 
 
@@ -209,7 +210,7 @@ def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.write_bytes(content)
-        fresh.replace(path)
+        patiently(lambda: fresh.replace(path))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 

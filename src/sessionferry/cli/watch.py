@@ -1,9 +1,6 @@
 """The daemon behind `ferry ship --watch`."""
 
-import asyncio
 import logging
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +13,7 @@ from sessionferry.agent.daemon import Agent, Habits
 from sessionferry.agent.discover import FormatChoice, homes, look
 from sessionferry.agent.gate import Checked
 from sessionferry.agent.hours import Hours
+from sessionferry.agent.priority import stand_back
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.tail import Timing
 from sessionferry.cli.agent import log_folder
@@ -25,11 +23,9 @@ from sessionferry.errors import UserError
 from sessionferry.host import Identity
 from sessionferry.publisher import Publisher
 from sessionferry.settings import Settings, endpoints
+from sessionferry.stopping import on_stop
 
 log = logging.getLogger(__name__)
-
-NICENESS = 10
-"""How far the daemon stands back from everything else on the machine."""
 
 
 async def watch(
@@ -44,7 +40,7 @@ async def watch(
     usual = configured_roots(chosen, file_format, homes(file_format))
     roots = [path.absolute() for path in paths or usual]
     described = chosen.file().sources.jsonl
-    os.nice(NICENESS)
+    stand_back()
     damage: SpoolDamaged | None = None
     with SpoolLock(spool_path(chosen, target)), _logging(chosen):
         log.info(
@@ -69,8 +65,7 @@ async def watch(
                 habits=_habits(chosen),
                 spool_was_lost=identity.knew_spool(spool_name(target, chosen), spool.id),
             )
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, agent.stop)
+            on_stop(agent.stop)
             try:
                 with _metrics(chosen, spool):
                     await agent.run()

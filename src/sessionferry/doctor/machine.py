@@ -4,7 +4,7 @@ import asyncio
 import email.utils
 import os
 import shutil
-import stat
+import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,7 +110,7 @@ class Machine:
             return _ok(f"none ({path}); the defaults hold")
         found = self._settings.file()
         if "connection" in found.settings and not is_private(path):
-            return _wrong(f"{path} holds a key, and others may read it", f"chmod 600 {path}")
+            return _wrong(f"{path} holds a key, and others may read it", _private_fix(path))
         return _ok(str(path))
 
     def _redaction(self) -> _Told:
@@ -129,7 +129,7 @@ class Machine:
     def _identity(self) -> _Told:
         identity = Identity.from_settings(self._settings)
         if not is_private(identity.path):
-            return _warning(f"others may read {identity.path}", f"chmod 600 {identity.path}")
+            return _warning(f"others may read {identity.path}", _private_fix(identity.path))
         return _ok(f"user {identity.user_id}, host {identity.host_id}")
 
     # ------------------------------------------------------------ files
@@ -140,8 +140,8 @@ class Machine:
             return _ok(f"{data} is made on first use")
         if not os.access(data, os.W_OK | os.X_OK):
             return _wrong(f"{data} cannot be written to", f"make {data} yours: chown, chmod 700")
-        if stat.S_IMODE(data.stat().st_mode) & 0o077:
-            return _warning(f"others may look into {data}", f"chmod 700 {data}")
+        if not is_private(data):
+            return _warning(f"others may look into {data}", _private_fix(data))
         return _ok(f"{data} is yours alone")
 
     def _readable(self) -> _Told:
@@ -318,6 +318,13 @@ def _check(subject: str, look: "_Look") -> Check:
 
     check.__name__ = "check_" + subject.replace(" ", "_")
     return check
+
+
+def _private_fix(path: Path) -> str:
+    if sys.platform == "win32":
+        return f"move it into your profile: {Path.home()}"
+    else:  # noqa: RET505 - mypy reads only its own platform's branch
+        return f"chmod {700 if path.is_dir() else 600} {path}"
 
 
 def _sends(target: Endpoints) -> bool:

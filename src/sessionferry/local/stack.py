@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import secrets
-import signal
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ import sessionferry
 from sessionferry.errors import TransientError, UserError
 from sessionferry.locking import Lock
 from sessionferry.settings import LOCK_FILE, LocalStack, Settings
+from sessionferry.stopping import on_stop
 from sessionferry.store.cosmos.access import SCHEMES, access
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Child:
                 env=os.environ | self.environment | {"FERRY_SUPERVISED": "1"},
                 # Ctrl-C reaches the supervisor alone, which stops its children in order.
                 start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         stdout = self.process.stdout
         try:
@@ -86,7 +88,8 @@ class Child:
         process = self.process
         if process is None or process.returncode is not None:
             return
-        process.send_signal(signal.SIGTERM)
+        if process.stdin is not None:
+            process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
         except TimeoutError:
@@ -215,8 +218,7 @@ class Stack:
 async def run(settings: Settings, port: int, on_ready: Callable[[LocalStack], None]) -> None:
     """Run the stack until SIGINT or SIGTERM."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_stop(stop.set)
     stack = Stack(settings, port=port)
     try:
         on_ready(await stack.start())

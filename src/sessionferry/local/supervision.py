@@ -1,9 +1,11 @@
-"""A supervised process ends when its supervisor does, however that ended."""
+"""A supervised process ends when its supervisor's pipe does, however that ended."""
 
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 
 def stop_with_supervisor(stop: Callable[[], object]) -> None:
@@ -16,9 +18,13 @@ def stop_with_supervisor(stop: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     handle = sys.stdin.fileno()
 
-    def readable() -> None:
-        if not os.read(handle, 4096):
-            loop.remove_reader(handle)
-            stop()
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(handle, 4096):
+                pass
+        # A loop that has ended needs no stop.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop)
 
-    loop.add_reader(handle, readable)
+    # A thread of its own: event loops of Windows cannot wait for a pipe that is only inherited.
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()

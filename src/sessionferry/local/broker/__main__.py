@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import logging
-import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from sessionferry.local.broker.definitions import Definitions, load_definitions
 from sessionferry.local.broker.errors import DefinitionError
 from sessionferry.local.broker.server import Broker
 from sessionferry.local.supervision import stop_with_supervisor
+from sessionferry.stopping import on_stop
 
 
 def load_rule(path: Path) -> SasRule:
@@ -45,8 +45,7 @@ def _arguments() -> argparse.Namespace:
 async def serve(arguments: argparse.Namespace, definitions: Definitions, rule: SasRule) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_stop(stop.set)
     stop_with_supervisor(stop.set)
     broker = Broker(arguments.data, definitions, [rule])
     port = await broker.start(arguments.host, arguments.port)

@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sessionferry.errors import UserError
 from sessionferry.local.functions_host.host import FunctionsHost
 from sessionferry.local.functions_host.worker import FunctionTimedOut
 from sessionferry.local.supervision import stop_with_supervisor
+from sessionferry.stopping import on_stop
 
 log = logging.getLogger("sessionferry.local.functions_host")
 
@@ -36,8 +36,7 @@ def _arguments() -> argparse.Namespace:
 
 async def serve(host: FunctionsHost) -> None:
     """Serve until a signal, after saying that the host is ready."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, host.stop)
+    on_stop(host.stop)
     stop_with_supervisor(host.stop)
     await host.start()
     ready = {

@@ -16,6 +16,7 @@ from sessionferry.local.functions_host.app import Function, TimerTrigger, conver
 from sessionferry.local.functions_host.ncrontab import Schedule
 from sessionferry.local.functions_host.waiting import unless_set
 from sessionferry.local.functions_host.worker import Worker
+from sessionferry.sharing import patiently
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +85,13 @@ class TimerListener:
     def _note(self, moment: datetime) -> None:
         """Remember the last run, for the host's next start."""
         self._last = moment
-        if self._record is None:
+        record = self._record
+        if record is None:
             return
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._record.with_suffix(".new")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        fresh = record.with_suffix(".new")
         fresh.write_text(json.dumps({"Last": moment.isoformat()}), encoding="utf-8")
-        fresh.replace(self._record)
+        patiently(lambda: fresh.replace(record))
 
     def _recorded(self) -> datetime | None:
         if self._record is None:
