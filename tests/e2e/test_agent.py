@@ -79,6 +79,7 @@ def test_the_service_is_installed_and_removed(ferry: Ferry, systemctl: Path) -> 
     text = unit.read_text()
     assert f"ExecStart={sys.executable} -m sessionferry.cli ship --watch\n" in text
     assert f"Environment=FERRY_DATA={ferry.data}\n" in text
+    assert stat.S_IMODE(unit.stat().st_mode) == 0o600
     assert "FERRY_USER_ID=user-" in text
     ferry.run("agent", "uninstall")
     assert not unit.exists()
@@ -105,6 +106,23 @@ def test_what_systemd_says_is_passed_on(ferry: Ferry, systemctl: Path) -> None:
     ran = ferry.run("agent", "install", code=1)
     assert ran.stderr.startswith("ferry: `systemctl --user enable --now sessionferry.service`")
     assert "Failed to connect to bus" in ran.stderr
+    unit = ferry.home / ".config" / "systemd" / "user" / "sessionferry.service"
+    assert not unit.exists()
+
+
+def test_without_systemd_an_installation_can_be_removed_and_an_older_one_stays(
+    ferry: Ferry, systemctl: Path
+) -> None:
+    ferry.run("agent", "install")
+    unit = ferry.home / ".config" / "systemd" / "user" / "sessionferry.service"
+    before = unit.read_text()
+    ferry.environment |= {"FAILING": "--now", "FERRY_RATE_KB": "7"}
+    ferry.run("agent", "install", code=1)
+    assert unit.read_text() == before
+    ran = ferry.run("agent", "uninstall", code=1)
+    assert "Failed to connect to bus" in ran.stderr
+    assert not unit.exists()
+    assert "disable --now" in systemctl.read_text()
 
 
 def test_the_log_is_shown_and_followed(ferry: Ferry, tmp_path: Path) -> None:

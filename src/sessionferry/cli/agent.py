@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import orjson
 import typer
-from pydantic import SecretStr
 
 from sessionferry.cli.output import DataOption, JsonOption, printable, settings
 from sessionferry.config import example
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 0.5
 COMMAND_SECONDS = 60
-_PASSED_ON = (
-    *("ServiceBusConnection__fullyQualifiedNamespace", "AZURE_CLIENT_ID", "AZURE_TENANT_ID"),
-    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_USE_AZURE_CLI"),
-    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
-)
-_SECRET = ("ServiceBusConnection", "AZURE_CLIENT_SECRET", "AZURE_STORAGE_ACCOUNT_KEY")
 
 app = typer.Typer(
     name="agent",
@@ -72,17 +65,29 @@ def install(
 
     Example: ferry agent install
     """
+    from sessionferry.agent.environment import for_service
+
     chosen = settings(data)
     # What is wrong is better said here than in the log of a service that does not start.
     endpoints(chosen)
     _checked_rules(chosen)
-    made = _plan(_environment(chosen))
+    made = _plan(for_service(chosen, os.environ))
     if dry_run:
         _show(made)
         return
-    _write(Path(made.file), made.content)
-    for command in made.start:
-        _run(command)
+    path = Path(made.file)
+    before = path.read_bytes() if path.exists() else None
+    _write(path, made.content)
+    try:
+        for command in made.start:
+            _run(command)
+    except FerryError:
+        if before is not None:
+            _write(path, before)
+        else:
+            _failures(made.stop)
+            patiently(path.unlink)
+        raise
     typer.echo(f"Installed {made.file}. {made.hint}")
     typer.echo("`ferry status` and `ferry agent logs` show what it does.")
 
@@ -97,10 +102,11 @@ def uninstall() -> None:
     path = Path(made.file)
     if not path.exists():
         raise UserError(f"There is no {path}: the agent is not installed.")
-    for command in made.stop:
-        _run(command)
+    failed = _failures(made.stop)
     patiently(path.unlink)
     typer.echo(f"Removed {path}. What waits in the spool stays there.")
+    if failed:
+        raise FerryError(f"{failed[0]} If the agent still runs, end its process.")
 
 
 @app.command("logs")
@@ -179,25 +185,6 @@ def _plan(environment: dict[str, str]) -> "Plan":
     return plan(systems[sys.platform], Path.home(), command, environment)
 
 
-def _environment(chosen: Settings) -> dict[str, str]:
-    """Name what the service has to know of this shell's variables; it will not see them."""
-    own = [f"FERRY_{name.upper()}" for name, value in chosen if not isinstance(value, SecretStr)]
-    passed = {name: os.environ[name] for name in (*own, *_PASSED_ON) if os.environ.get(name)}
-    logins = [name for name, value in passed.items() if "://" in value and "@" in value]
-    secret = next((name for name in (*_SECRET, *logins) if os.environ.get(name)), None)
-    if secret:
-        raise UserError(
-            f"{secret} is set in this shell, which the service does not see, and a service's file "
-            f"is no place for a secret. Write what it says into [settings] of {config_path()}, "
-            f"or use an Entra identity, and unset {secret}."
-        )
-    return passed | {
-        "FERRY_DATA": str(chosen.data.absolute()),
-        "FERRY_IDENTITY": str(chosen.identity.absolute()),
-        **({"FERRY_CONFIG": str(chosen.config.absolute())} if chosen.config else {}),
-    }
-
-
 def _show(made: "Plan") -> None:
     is_wide = made.content.startswith(b"\xff\xfe")
     typer.echo(f"# {made.file}\n{made.content.decode('utf-16' if is_wide else 'utf-8')}")
@@ -209,10 +196,22 @@ def _write(path: Path, content: bytes) -> None:
     fresh = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.touch(mode=0o600)
         fresh.write_bytes(content)
         patiently(lambda: fresh.replace(path))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _failures(commands: "tuple[tuple[str, ...], ...]") -> list[str]:
+    """Run all commands, whatever becomes of each; return what those said that failed."""
+    failed = []
+    for command in commands:
+        try:
+            _run(command)
+        except FerryError as error:
+            failed.append(str(error))
+    return failed
 
 
 def _run(command: tuple[str, ...]) -> None:
