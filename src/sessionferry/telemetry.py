@@ -1,19 +1,21 @@
 """What is measured and traced: declared once, recorded through OpenTelemetry's API.
 
-Nothing goes anywhere until `start` has said where: to Azure Monitor, or to a page for Prometheus.
-The names are the same in both; Prometheus adds `_total` and a unit, as is its custom. A trace
-begins where the agent reads, travels in a batch's `traceparent`, and ends with its documents.
+Nothing goes anywhere until `start` has said where: to Azure Monitor, or to a page for Prometheus
+and, for traces, to an OpenTelemetry collector. Names are the same in all; Prometheus adds `_total`
+and a unit, as is its custom. A trace begins where the agent reads, travels in a batch's
+`traceparent`, and ends with its documents.
 """
 
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sessionferry.errors import UserError
@@ -21,7 +23,11 @@ from sessionferry.errors import UserError
 log = logging.getLogger(__name__)
 
 NAME = "sessionferry"
+INGEST, AGENT = "sessionferry-ingest", "sessionferry-agent"
+"""What services are called in traces, unless OTEL_SERVICE_NAME says otherwise."""
 AZURE_CONNECTION = "APPLICATIONINSIGHTS_CONNECTION_STRING"
+_COLLECTOR = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOL = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _NOT_INSTRUMENTED = (
     *("azure_sdk", "django", "fastapi", "flask", "httpx", "psycopg2", "requests", "urllib"),
     "urllib3",
@@ -97,10 +103,17 @@ def span(name: str, parent: str | None = None, **attributes: str | int) -> Itera
         yield
 
 
-def traceparent() -> str:
-    """Return the current span as W3C trace context, or a new trace where none is recorded."""
+def spanned(name: str, since_ns: int, parent: str | None = None, **attributes: str | int) -> str:
+    """Record a span that ends now, and return it as W3C trace context.
+
+    It began at `since_ns`, in nanoseconds since 1970. `parent` is a `traceparent`; without one a
+    trace begins here. Where nothing is recorded, the context is that of a new trace.
+    """
+    context = _contexts.extract({"traceparent": parent or ""}, Context())
+    span = _tracer.start_span(name, context, start_time=since_ns, attributes=attributes)
+    span.end()
     carrier: dict[str, str] = {}
-    _contexts.inject(carrier)
+    _contexts.inject(carrier, trace.set_span_in_context(span, Context()))
     fresh = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
     return carrier.get("traceparent", fresh)
 
@@ -117,12 +130,28 @@ def start(metrics_port: int | None = None) -> None:
     """Send what is recorded to Azure Monitor where its connection is set, else offer it here.
 
     `metrics_port` is that of a page for Prometheus, on loopback. Raises `UserError` when it is
-    taken. Done once: a start that went well is not repeated.
+    taken, and what `tracing` raises. Done once: a start that went well is not repeated.
     """
     if os.environ.get(AZURE_CONNECTION):
         _to_azure()
-    elif metrics_port is not None:
+        return
+    if metrics_port is not None:
         _to_prometheus(metrics_port)
+    _to_collector(INGEST)
+
+
+@contextmanager
+def tracing(service: str) -> Iterator[None]:
+    """Send spans to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, while the block runs.
+
+    Without it nothing is imported and nothing recorded. Raises `UserError` where the exporter is
+    not installed, or cannot speak what is asked for.
+    """
+    end = _to_collector(service)
+    try:
+        yield
+    finally:
+        end()
 
 
 def _to_azure() -> None:
@@ -137,6 +166,31 @@ def _to_azure() -> None:
         enable_performance_counters=False,
         instrumentation_options={name: {"enabled": False} for name in _NOT_INSTRUMENTED},
     )
+
+
+def _to_collector(service: str) -> Callable[[], None]:
+    """Set up traces where the environment names a collector; return what sends the last ones."""
+    if not any(map(os.environ.get, _COLLECTOR)) or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return lambda: None
+    protocol = next(filter(None, map(os.environ.get, _PROTOCOL)), "http/protobuf")
+    if protocol != "http/protobuf":
+        raise UserError(f"Traces are sent as http/protobuf; {_PROTOCOL[1]} says {protocol}.")
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        raise UserError(
+            f"{_COLLECTOR[1]} asks for traces, and their exporter is not installed: "
+            "pip install 'sessionferry[traces]', or unset it."
+        ) from None
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
 
 
 def _to_prometheus(port: int) -> None:

@@ -75,8 +75,12 @@ def test_the_service_is_installed_and_removed(ferry: Ferry, systemctl: Path) -> 
     assert f"# {unit}\n[Unit]" in shown
     assert "$ systemctl --user enable --now sessionferry.service" in shown
 
+    ferry.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:4318"
+    ferry.environment["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=secret"
     ferry.run("agent", "install")
     text = unit.read_text()
+    assert "Environment=OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318\n" in text
+    assert "authorization" not in text
     assert f"ExecStart={sys.executable} -m sessionferry.cli ship --watch\n" in text
     assert f"Environment=FERRY_DATA={ferry.data}\n" in text
     assert stat.S_IMODE(unit.stat().st_mode) == 0o600

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from sessionferry.batch import decode
-from support.stack import RunningStack, ended, wait_for
+from support.collector import Collector
+from support.stack import Ferry, RunningStack, ended, wait_for
 
 
 def has_connected(pid: int, port: int) -> bool:
@@ -117,8 +118,28 @@ def test_ctrl_c_stops_a_command_quietly(stack: RunningStack, tmp_path: Path) -> 
 def test_one_trace_leads_from_the_reading_of_a_file_to_the_log_of_its_documents(
     stack: RunningStack,
 ) -> None:
-    ferry = stack.ferry("mara")
-    write(ferry.home, 2)
+    with Collector() as collector:
+        asked = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        stack.owner.environment |= asked
+        ferry = stack.ferry("mara")
+        ferry.environment |= asked
+        write(ferry.home, 2)
+        read_and_take_in(stack, ferry)
+    (read,) = [span for span in collector.spans if span.name == "read batch"]
+    assert (read.service, read.attributes["lines"], read.parent_id) == ("sessionferry-agent", 2, "")
+    below = [span for span in collector.spans if span.parent_id == read.span_id]
+    assert {(span.service, span.name) for span in below} == {
+        ("sessionferry-agent", "send batch"),
+        ("sessionferry-ingest", "take in batch"),
+    }
+    assert {span.trace_id for span in below} == {read.trace_id}
+
+
+def read_and_take_in(stack: RunningStack, ferry: Ferry) -> None:
+    """Ship, and find the trace of the archived batch in the log."""
     with stack:
         ferry.run("ship")
         ferry.wait()

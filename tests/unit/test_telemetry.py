@@ -3,22 +3,30 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sessionferry import telemetry
+from sessionferry.agent.discover import discover
+from sessionferry.agent.gate import Checked, OpenGate
+from sessionferry.agent.shipping import Shipper
+from sessionferry.agent.spool import Spool
 from sessionferry.archive import Archive
 from sessionferry.batch import encode
 from sessionferry.delivery import Message
+from sessionferry.host import Identity
 from sessionferry.ingest import Ingest
 from sessionferry.store.sql import SqlStore
+from support.collector import Collector
+from support.links import MemorySender
 from support.strategies import batch
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -116,17 +124,83 @@ async def test_a_traceparent_that_is_none_begins_a_new_trace(
     assert span.parent is None
 
 
-def test_a_traceparent_is_that_of_the_current_span_or_a_new_one(
-    spans: InMemorySpanExporter,
+async def test_one_trace_leads_from_the_reading_over_the_sending_to_the_documents(
+    spans: InMemorySpanExporter, tmp_path: Path
 ) -> None:
-    with telemetry.span("reading"):
-        inside = telemetry.traceparent()
-    (span,) = spans.get_finished_spans()
-    assert inside[:52] == f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}"
-    one, other = telemetry.traceparent(), telemetry.traceparent()
+    folder = tmp_path / "projects" / "-p" / "sessions" / "s1"
+    folder.mkdir(parents=True)
+    (folder / "events.jsonl").write_bytes(b'{"event":"a"}\n' * 2)
+    identity = Identity(tmp_path / "identity", host_id="h1", user_id="anna")
+    link = MemorySender()
+    spool = Spool(tmp_path / "spool.db")
+    before = time.time_ns()
+    shipper = Shipper(spool, Checked(OpenGate()), identity, limit=link.limit)
+    await shipper.ship(discover([tmp_path], "anna", None), link)
+    spool.close()
+    await taken_in(*(Message(body=encode(one)) for one in link.accepted))
+    found = {span.name: span for span in spans.get_finished_spans() if not is_heartbeat(span)}
+    read, send, take = (found[name] for name in ("read batch", "send batch", "take in batch"))
+    assert read.parent is None
+    assert send.parent is not None
+    assert take.parent is not None
+    assert send.parent.span_id == take.parent.span_id == read.context.span_id
+    assert read.context.trace_id == send.context.trace_id == take.context.trace_id
+    assert before <= (read.start_time or 0) <= (send.start_time or 0) <= (take.start_time or 0)
+    about = {"session": "anna|-p|s1", "stream": "events", "first": 0, "lines": 2}
+    assert dict(read.attributes or {}) == about
+
+
+def is_heartbeat(span: ReadableSpan) -> bool:
+    return (span.attributes or {}).get("kind") == "heartbeat"
+
+
+_CONTEXTS = """
+from sessionferry import telemetry
+parent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+for given in (None, None, parent):
+    print(telemetry.spanned("read batch", 1, given))
+import sys
+print("opentelemetry.sdk" in sys.modules)
+"""
+
+
+def test_without_a_collector_a_trace_has_an_id_and_nothing_is_loaded(tmp_path: Path) -> None:
+    one, other, child, is_loaded = run(_CONTEXTS, tmp_path).split()
     assert one != other
-    for fresh in (one, other):
+    for fresh in (one, other, child):
         assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", fresh)
+    assert child.startswith(f"00-{'a' * 32}-")
+    assert is_loaded == "False"
+
+
+_COLLECTED = """
+from sessionferry import telemetry
+with telemetry.tracing(telemetry.AGENT):
+    telemetry.spanned("read batch", 1, lines=2)
+"""
+_REFUSED = """
+from sessionferry import errors, telemetry
+try:
+    telemetry.start()
+except errors.UserError as error:
+    print(error)
+"""
+
+
+def test_a_collector_gets_the_spans_of_the_agent(tmp_path: Path) -> None:
+    with Collector() as collector:
+        run(_COLLECTED, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    (found,) = collector.spans
+    assert (found.service, found.name, found.attributes) == (
+        *("sessionferry-agent", "read batch"),
+        {"lines": 2},
+    )
+
+
+def test_a_protocol_that_is_not_spoken_is_one_clear_sentence(tmp_path: Path) -> None:
+    asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    assert "Traces are sent as http/protobuf" in run(_REFUSED, tmp_path, **asked)
+    assert run(_REFUSED, tmp_path, **asked, OTEL_TRACES_EXPORTER="none") == ""
 
 
 _PAGE = """

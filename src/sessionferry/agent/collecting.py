@@ -135,6 +135,7 @@ class Collector:
         self._make_room = make_room
         self._step = Step()
         self._step_since = 0.0
+        self._read_since = 0
         self._seen: OrderedDict[FileId, _Seen] = OrderedDict()
         self._stopped = False
 
@@ -189,6 +190,7 @@ class Collector:
                 self._committed()
 
     def _read(self, source: Source, file_id: FileId, content: BinaryIO) -> None:
+        self._read_since = time.time_ns()
         packed = is_packed(source.path)
         state = _State.of(content)
         if packed:
@@ -402,8 +404,7 @@ class Collector:
         if not self._step.files:
             self._step_since = time.monotonic()
         if packed is not None:
-            header = packed.header.model_copy(update={"traceparent": telemetry.traceparent()})
-            packed = packed._replace(header=header)
+            packed = self._traced(packed)
         self._step.add(file.id, file.source.path, known, packed)
         if packed is not None:
             self.report.batches += 1
@@ -411,6 +412,20 @@ class Collector:
         age = time.monotonic() - self._step_since
         if self._step.size >= COMMIT_BYTES or age >= COMMIT_SECONDS:
             self.commit()
+
+    def _traced(self, packed: Packed) -> Packed:
+        """Begin a batch's trace with its reading, since the batch before it."""
+        header = packed.header
+        began = telemetry.spanned(
+            "read batch",
+            self._read_since,
+            session=header.key.partition_key,
+            stream=header.stream or header.kind,
+            first=header.start_sequence,
+            lines=header.line_count,
+        )
+        self._read_since = time.time_ns()
+        return packed._replace(header=header.model_copy(update={"traceparent": began}))
 
     def _known(self, file_id: FileId) -> Known | None:
         kept = self._step.files.get(file_id)

@@ -5,9 +5,11 @@ crash or a broken link, means that it is sent again, under the same message id.
 """
 
 import asyncio
+import time
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from sessionferry import telemetry
 from sessionferry.agent.heart import Heart
 from sessionferry.agent.spool import Sent, Spool
 from sessionferry.batch import Header
@@ -19,6 +21,14 @@ LOOK_AHEAD_BYTES = 1024 * 1024
 """Compressed bytes that are taken out of the spool at a time."""
 STATED_BYTES = 48 * 1024
 """Bytes of statements in one heartbeat, about: the consumer takes 64 KiB with all the rest."""
+
+
+class _UnderWay(NamedTuple):
+    """A batch that was handed over, its trace, and since when."""
+
+    sent: Sent
+    traceparent: str | None
+    since_ns: int
 
 
 class Link(Protocol):
@@ -40,7 +50,7 @@ class Sending:
         self._spool = spool
         self._link = link
         self._pace = pace or Pace(0)
-        self._under_way: deque[Sent | None] = deque()
+        self._under_way: deque[_UnderWay | None] = deque()
         self._last = 0
 
     async def send_all(self) -> int:
@@ -85,7 +95,8 @@ class Sending:
             size = len(packed.compressed)
             await self._pace.wait(size)
             # Not the batch itself: what is under way may be many, or large.
-            self._under_way.append(Sent(number, size))
+            sent = Sent(number, size)
+            self._under_way.append(_UnderWay(sent, packed.header.traceparent, time.time_ns()))
             self._last = number
             self._note(await self._link.send(packed))
         return len(batches)
@@ -93,6 +104,8 @@ class Sending:
     def _note(self, accepted: list[Header]) -> None:
         """Remove the batches that the queue took: they come back in the order they were given."""
         taken = [self._under_way.popleft() for _ in accepted]
-        batches = [sent for sent in taken if sent is not None]
+        batches = [one for one in taken if one is not None]
+        for one in batches:
+            telemetry.spanned("send batch", one.since_ns, one.traceparent, bytes=one.sent.size)
         if batches:
-            self._spool.taken(batches)
+            self._spool.taken([one.sent for one in batches])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from sessionferry import telemetry
 from sessionferry.agent.collecting import Report, planned_bytes
 from sessionferry.agent.discover import NO_HOMES, FormatChoice, Source, default_paths, discover
 from sessionferry.agent.gate import OPEN, Checked
@@ -58,15 +59,19 @@ def ship(
     if watch:
         from sessionferry.cli import watch as daemon
 
-        asyncio.run(daemon.watch(chosen, gate, identity, paths or [], file_format))
+        with telemetry.tracing(telemetry.AGENT):
+            asyncio.run(daemon.watch(chosen, gate, identity, paths or [], file_format))
         return
     sources = sources_of(chosen, identity, paths, file_format)
     if dry_run:
         report = _rehearse(chosen, gate, identity, sources)
     else:
-        report = asyncio.run(
-            ship_sources(chosen, identity, sources, gate=gate, resend=resend, supersede=supersede)
-        )
+        with telemetry.tracing(telemetry.AGENT):
+            report = asyncio.run(
+                ship_sources(
+                    chosen, identity, sources, gate=gate, resend=resend, supersede=supersede
+                )
+            )
     _print(report, as_json=as_json, dry_run=dry_run)
     if report.failed:
         raise typer.Exit(1)
