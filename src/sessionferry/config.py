@@ -4,6 +4,7 @@ TOML, checked as a whole: a wrong key or value is an error that names the line. 
 the commented example and the JSON schema.
 """
 
+import hashlib
 import re
 import stat
 import sys
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sessionferry.errors import UserError
+from sessionferry.errors import UserError, refused
 
 FILE_NAME = "agent.toml"
 
@@ -196,20 +197,40 @@ class Config(_Section):
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Read a file; without one, `absent`. Raises `UserError` naming the line."""
+        """Read a file; without one, `absent`. Raises `UserError` naming the line,
+        and `TransientError` where the disk is in the way.
+        """
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return cls.absent()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise UserError(f"The configuration {path} cannot be read: {reason}.") from None
+        except OSError as error:
+            raise refused(f"The configuration {path} cannot be read", error) from None
+        except UnicodeDecodeError:
+            raise UserError(f"The configuration {path} cannot be read: it is not UTF-8.") from None
         try:
             return cls.model_validate(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is not valid TOML: {error}.") from None
         except ValidationError as error:
             raise UserError(_sentences(path, text, error)) from None
+
+
+def seen(path: Path) -> tuple[int, ...] | None:
+    """Return what the file system says of a file: another version has another; None without one."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def digest(path: Path) -> str:
+    """Return the beginning of a file's SHA-256; empty when there is none that can be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def is_private(path: Path) -> bool:

@@ -159,6 +159,16 @@ def _classify_foreign(error: BaseException) -> Kind:
     return Kind.TRANSIENT
 
 
+def refused(sentence: str, error: OSError) -> FerryError:
+    """Return what to raise when the system refuses a file, with why: it may pass, or be a mistake.
+
+    A full disk and missing rights pass, a file in the place of a folder does not.
+    """
+    whole = f"{sentence}: {error.strerror or error}."
+    is_mistake = classify(error) is Kind.PERMANENT
+    return UserError(whole) if is_mistake else TransientError(whole)
+
+
 def retry_after(error: BaseException, default: float) -> float:
     """Return the wait in seconds that the server asked for, else `default`."""
     own = getattr(error, "retry_after", None)

@@ -12,13 +12,14 @@ import re
 import secrets
 import socket
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
 
-from sessionferry.errors import BadIdentity, UserError
+from sessionferry.errors import BadIdentity, FerryError, UserError, refused
 from sessionferry.identity import check_part
 from sessionferry.settings import Settings
 from sessionferry.sharing import patiently
@@ -59,8 +60,7 @@ class Identity:
         spools = dict(self._file.get("spools", {}))
         if destination in spools:
             return bool(spools[destination] != spool_id)
-        self._file = self._file | {"spools": spools | {destination: spool_id}}
-        _write(self.path, self._file)
+        self._keep({"spools": spools | {destination: spool_id}})
         return False
 
     def note_rewritten(self, stream: str) -> None:
@@ -74,19 +74,24 @@ class Identity:
         named = sorted({*self._file.get("rewritten", ()), _digest(stream)})
         if len(named) > MAX_REWRITTEN:
             named = [_EVERY]
-        self._file = self._file | {"rewritten": named}
-        _write(self.path, self._file)
+        self._keep({"rewritten": named})
 
     def was_rewritten(self, stream: str) -> bool:
         """Whether that was noted of a stream."""
         named = self._file.get("rewritten", ())
         return _EVERY in named or _digest(stream) in named
 
+    def _keep(self, news: dict[str, Any]) -> None:
+        """Remember what is on disk, and no sooner."""
+        _write(self.path, self._file | news)
+        self._file |= news
+
 
 def redaction_key(folder: Path) -> bytes:
     """Read this machine's key for the marks of redacted secrets; make it on first use.
 
-    Without the key nobody can find out from a mark what it stands for. Raises `UserError`.
+    Without the key nobody can find out from a mark what it stands for. Raises `UserError` for
+    one that is damaged, and `TransientError` where the disk is in the way.
     """
     path = folder / REDACTION_FILE
     try:
@@ -94,7 +99,9 @@ def redaction_key(folder: Path) -> bytes:
     except FileNotFoundError:
         _link_first(path, {"key": secrets.token_hex(32)})
         return redaction_key(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise refused(f"The redaction key {path} cannot be read", error) from None
+    except (ValueError, KeyError, TypeError):
         raise UserError(
             f"The redaction key {path} cannot be read. Repair it, or remove it: then every file "
             "is read again and sent anew, with other marks."
@@ -152,7 +159,9 @@ def _read_or_create(path: Path) -> dict[str, Any]:
         found = orjson.loads(patiently(path.read_bytes))
     except FileNotFoundError:
         return _create(path)
-    except (OSError, orjson.JSONDecodeError) as error:
+    except OSError as error:
+        raise refused(f"The identity file {path} cannot be read", error) from None
+    except orjson.JSONDecodeError as error:
         raise UserError(
             f"The identity file {path} cannot be read ({error}). Repair it, or remove it to get a "
             "new identity; what was sent before stays under the old one."
@@ -179,7 +188,7 @@ def _link_first(path: Path, content: dict[str, Any]) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UserError(f"The identity file {path} cannot be written: {error}") from None
+        raise _not_written(path, error) from None
     finally:
         patiently(lambda: candidate.unlink(missing_ok=True))
     return True
@@ -187,7 +196,11 @@ def _link_first(path: Path, content: dict[str, Any]) -> bool:
 
 def _write(path: Path, identity: dict[str, Any]) -> None:
     candidate = _written(path, identity)
-    patiently(lambda: candidate.replace(path))
+    try:
+        patiently(lambda: candidate.replace(path))
+    except OSError as error:
+        candidate.unlink(missing_ok=True)
+        raise _not_written(path, error) from None
 
 
 def _written(path: Path, identity: dict[str, Any]) -> Path:
@@ -200,8 +213,14 @@ def _written(path: Path, identity: dict[str, Any]) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"The identity file {path} cannot be written: {error}") from None
+        with suppress(OSError):
+            candidate.unlink()
+        raise _not_written(path, error) from None
     return candidate
+
+
+def _not_written(path: Path, error: OSError) -> FerryError:
+    return refused(f"The file {path} cannot be written", error)
 
 
 def _digest(stream: str) -> str:

@@ -27,7 +27,7 @@ from pydantic_settings import (
 )
 
 from sessionferry.config import FILE_NAME, Config
-from sessionferry.errors import UserError
+from sessionferry.errors import UserError, refused
 from sessionferry.sharing import patiently
 
 DEFAULT_QUEUE = "sessions"
@@ -247,7 +247,7 @@ class LocalStack(BaseModel):
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(f"{data / LOCAL_FILE} cannot be read: {error}") from None
+            raise refused(f"{data / LOCAL_FILE} cannot be read", error) from None
         except ValidationError as error:
             # Without the input, which holds the key.
             first = error.errors(include_url=False, include_input=False)[0]

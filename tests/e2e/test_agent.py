@@ -183,7 +183,7 @@ def test_the_agent_in_the_background_logs_and_measures_what_it_does(ferry: Ferry
         # Other tests have shipped through the same spool, without redaction.
         assert wait_for(lambda: scraped(port).get("replacements") == 1, seconds=60)
         assert wait_for(lambda: scraped(port)['lines{state="spooled"}'] == 0, seconds=60)
-        refused = ferry.run("ship", code=2)
+        refused = ferry.run("ship", code=1)
         assert "Another `ferry ship` is at work" in refused.stderr
     finally:
         process.terminate()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sessionferry.agent.discover import Source
-from sessionferry.agent.spool import FileId, Spool
+from sessionferry.agent.spool import FileId, Spool, SpoolLock
+from sessionferry.config import digest
 from sessionferry.doctor import Finding, examine, machine
 from sessionferry.doctor.machine import Machine
 from sessionferry.errors import UserError
@@ -164,6 +165,23 @@ def test_files_that_are_not_read_on_and_a_queue_that_refuses_are_reported(doctor
     spool.close()
     assert "/x/events.jsonl" in doctor("spool").said
     assert doctor("agent").said == "sending fails since 2026-01-01: no right to send"
+
+
+def test_the_running_agents_own_configuration_is_compared_with_the_file(doctor: Doctor) -> None:
+    path = doctor.configured("[redact]\n")
+    spool = Spool(doctor.spool)
+    with SpoolLock(doctor.spool):
+        spool.note("running", {"rules": "redaction:1-ab", "configuration": digest(path)})
+        assert doctor("agent").said == "running (rules: redaction:1-ab)"
+        path.write_text("[redact]\nenabled = false\n")
+        found = doctor("agent")
+        assert found.verdict.value == "warning"
+        assert "by another configuration" in found.said
+        spool.note("configuration", {"error": "agent.toml:2: no.", "since": "2026-01-01"})
+        found = doctor("agent")
+        assert found.verdict.value == "wrong"
+        assert found.said == "it reads nothing since 2026-01-01: agent.toml:2: no."
+    spool.close()
 
 
 def test_unreadable_sources_are_named(doctor: Doctor, tmp_path: Path) -> None:

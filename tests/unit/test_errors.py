@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import re
 from typing import Any
 
@@ -25,6 +26,7 @@ from sessionferry.errors import (
     UnsupportedBatch,
     UserError,
     classify,
+    refused,
     retry_after,
 )
 
@@ -166,6 +168,25 @@ def test_a_subclass_counts_as_what_it_is_derived_from() -> None:
 )
 def test_callers_can_catch_the_more_general(one: type[Any], other: type[Any]) -> None:
     assert issubclass(one, other)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, TransientError),
+        (errno.EACCES, TransientError),
+        (errno.EIO, TransientError),
+        (errno.EROFS, TransientError),
+        (errno.ENOTDIR, UserError),
+        (errno.EISDIR, UserError),
+    ],
+)
+def test_what_the_system_refuses_may_pass_or_is_a_mistake(
+    number: int, kind: type[FerryError]
+) -> None:
+    raised = refused("The file x cannot be written", OSError(number, os.strerror(number)))
+    assert type(raised) is kind
+    assert str(raised) == f"The file x cannot be written: {os.strerror(number)}."
 
 
 # ---------------------------------------------------------------- how long to wait

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sessionferry.errors import UserError
+from sessionferry.errors import TransientError, UserError
 from sessionferry.host import IDENTITY_FILE, Identity, IdentityContext, machine_fingerprint
 from sessionferry.settings import Settings
 
@@ -119,6 +119,21 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(UserError, match="identity file"):
             Identity(folder)
+
+
+def test_a_disk_that_takes_no_more_is_a_fault_that_may_pass(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    identity = Identity(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(TransientError, match=r"identity\.json cannot be written"):
+            identity.note_rewritten("stream")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [IDENTITY_FILE]
+    identity.note_rewritten("stream")
+    assert Identity(tmp_path).was_rewritten("stream")
 
 
 def test_ids_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import FileId, Known, Spool
 from sessionferry.batch import Batch, Header, check_time
 from sessionferry.config import Fields, JsonLines
-from sessionferry.errors import TransientError, UserError
+from sessionferry.errors import TransientError
 from sessionferry.host import Identity
 from sessionferry.hosts import MAX_HEARTBEAT_BYTES, parse_heartbeat
 from sessionferry.identity import SessionKey
@@ -580,7 +580,7 @@ async def test_a_disk_that_is_too_full_is_a_sentence_and_no_waiting(agent: Agent
     agent.write("events.jsonl", lines(1))
     spool = Spool(agent.folder / "spool.db", free_bytes=2**62)
     shipper = Shipper(spool, Checked(OpenGate()), agent.identity, limit=LIMIT)
-    with pytest.raises(UserError, match="too full"):
+    with pytest.raises(TransientError, match="too full"):
         await shipper.ship(agent.sources(), MemorySender())
     assert spool.known(FileId(agent.sources()[0].key, "events")) is None
     spool.close()

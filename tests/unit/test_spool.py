@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from sessionferry.agent.spool import (
     Waiting,
     open_spool,
 )
-from sessionferry.errors import UserError
+from sessionferry.errors import FerryError, TransientError, UserError
 from sessionferry.identity import SessionKey
 from sessionferry.packing import Packed, Place, pack_whole
 from sessionferry.statements import Statement
@@ -230,11 +232,35 @@ def test_a_path_that_is_not_text_can_be_kept(path: Path) -> None:
 def test_only_one_process_works_on_a_spool(path: Path) -> None:
     with SpoolLock(path) as lock:
         assert lock.is_held()
-        with pytest.raises(UserError, match="Another `ferry ship`"), SpoolLock(path):
+        with pytest.raises(TransientError, match="Another `ferry ship`"), SpoolLock(path):
             pass
     assert not lock.is_held()
     with SpoolLock(path):
         pass
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let the system refuse to write files beyond a size, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_no_more_is_a_fault_that_may_pass(path: Path) -> None:
+    with files_of_at_most(2000), pytest.raises(TransientError):
+        Spool(path)
+    spool = Spool(path)
+    made = step(packed(0, size=100_000))
+    with files_of_at_most(60_000), pytest.raises((TransientError, SpoolFull)):
+        spool.commit(made)
+    spool.commit(made)
+    assert spool.known(EVENTS) == KNOWN
+    spool.close()
 
 
 # ------------------------------------------------------------ damage
@@ -304,7 +330,7 @@ def test_a_spool_of_a_newer_version_is_left_alone(path: Path) -> None:
 
 def test_a_spool_that_cannot_be_opened_is_a_sentence(path: Path) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(FerryError, match="cannot be used"):
         Spool(path)
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(FerryError, match="cannot be used"):
         Spool(path.parent / "file" / "spool.db" if (path.parent / "file").write_text("") else path)

@@ -88,8 +88,18 @@ class Agent:
         open_link: OpenLink,
         habits: Habits | None = None,
         spool_was_lost: bool = False,
+        configuration: str = "",
+        is_outdated: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Take what to follow, and how.
+
+        `configuration` names what all this was read from. `is_outdated` says whether that has
+        changed: asked before each file, and then nothing more is read.
+        """
         self._spool = spool
+        self._rules = gate.rules
+        self._configuration = configuration
+        self._is_outdated = is_outdated
         self._habits = habits or Habits()
         self._roots = roots
         self._open_link = open_link
@@ -123,9 +133,16 @@ class Agent:
         self._collector.stop()
 
     async def run(self) -> None:
-        """Work until `stop`; what fails in passing is noted, and tried again."""
-        running = {"pid": os.getpid(), "since": utc_now(), "version": __version__}
-        self._spool.note("running", running | {"roots": [str(root) for root in self._roots]})
+        """Work until `stop`, or until it is outdated; what fails in passing is tried again."""
+        running = {
+            "pid": os.getpid(),
+            "since": utc_now(),
+            "version": __version__,
+            "roots": [str(root) for root in self._roots],
+            "rules": self._rules,
+            "configuration": self._configuration,
+        }
+        self._spool.note("running", running)
         following = asyncio.create_task(self._follow())
         sending = asyncio.create_task(self._send())
         told = asyncio.create_task(self._stopping.wait())
@@ -191,6 +208,9 @@ class Agent:
         lines, filtered = report.lines, report.filtered
         try:
             for source, content in due:
+                if self._is_outdated():
+                    self._loop.call_soon_threadsafe(self.stop)
+                    raise Stopped
                 size, sent = report.bytes, report.sent_bytes
                 well = self._collector.collect_one(source, content)
                 packed = report.sent_bytes - sent

@@ -10,7 +10,7 @@ from sessionferry.agent.gate import Checked
 from sessionferry.agent.heart import Heart
 from sessionferry.agent.sending import Link, Sending
 from sessionferry.agent.spool import Spool
-from sessionferry.errors import UserError
+from sessionferry.errors import TransientError
 from sessionferry.host import Identity
 
 ROOM_SECONDS = 0.2
@@ -99,7 +99,9 @@ class Shipper:
     def _wait_for_room(self) -> None:
         if not self._spool.has_batches():
             folder = self._spool.path.parent
-            raise UserError(f"The disk of {folder} is too full: FERRY_SPOOL_FREE_MB stay free.")
+            raise TransientError(
+                f"The disk of {folder} is too full: FERRY_SPOOL_FREE_MB stay free."
+            )
         self._is_full.set()
         self._wake()
         self._stopping.wait(ROOM_SECONDS)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import orjson
 
 from sessionferry.batch import Header
-from sessionferry.errors import UserError
+from sessionferry.errors import TransientError, UserError, refused
 from sessionferry.identity import STREAMS, SessionKey
 from sessionferry.locking import Lock, is_held
 from sessionferry.packing import START, Packed, Place
@@ -199,7 +199,10 @@ class Spool:
     def __init__(
         self, path: Path, *, most_bytes: int = 2**30, free_bytes: int = 0, check: bool = True
     ) -> None:
-        """Open a spool; `check` reads all of it to find damage, and raises `SpoolDamaged`."""
+        """Open a spool; `check` reads all of it to find damage, and raises `SpoolDamaged`.
+
+        What the disk or another process is in the way of raises `TransientError`, here and later.
+        """
         self.path = path
         self._check = check
         self._most_bytes = most_bytes
@@ -212,14 +215,14 @@ class Spool:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = _connect(path)
         except OSError as error:
-            raise UserError(f"The spool {path} cannot be used: {error.strerror}.") from None
+            raise refused(f"The spool {path} cannot be used", error) from None
         try:
             with self._guarded():
                 self.id = self._prepare()
                 self.used_bytes = self._count_bytes()
         except SpoolFull:
             self._db.close()
-            raise UserError(f"The disk of the spool {path} is full.") from None
+            raise TransientError(f"The disk of the spool {path} is full.") from None
         except BaseException:
             self._db.close()
             raise
@@ -519,7 +522,7 @@ class Spool:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                     raise SpoolFull from None
-                raise UserError(f"The spool {self.path} cannot be used: {error}.") from None
+                raise TransientError(f"The spool {self.path} cannot be used: {error}.") from None
             except sqlite3.DatabaseError as error:
                 raise SpoolDamaged(str(error)) from None
 
@@ -604,9 +607,9 @@ class SpoolLock:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             is_ours = lock.acquire()
         except OSError as error:
-            raise UserError(f"The spool's lock {self._path}: {error.strerror}.") from None
+            raise refused(f"The spool's lock {self._path} cannot be used", error) from None
         if not is_ours:
-            raise UserError(
+            raise TransientError(
                 "Another `ferry ship` is at work for this destination; `ferry status` shows how "
                 "far it is. Stop it first, or let it do its work."
             )
@@ -627,14 +630,14 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     except sqlite3.OperationalError as error:
-        raise UserError(f"The spool {path} cannot be used: {error}.") from None
+        raise TransientError(f"The spool {path} cannot be used: {error}.") from None
     try:
         path.chmod(0o600)
         for pragma in ("auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL"):
             db.execute(f"PRAGMA {pragma}")
     except sqlite3.OperationalError as error:
         db.close()
-        raise UserError(f"The spool {path} cannot be used: {error}.") from None
+        raise TransientError(f"The spool {path} cannot be used: {error}.") from None
     except sqlite3.DatabaseError as error:
         db.close()
         raise SpoolDamaged(str(error)) from None

@@ -47,7 +47,9 @@ class Status:
     ledger: Ledger
     files: list[FileStatus]
     running: dict[str, Any] | None
-    """The daemon at work: pid, since, version, roots."""
+    """The daemon at work: pid, since, version, roots, rules, configuration (its digest)."""
+    wrong: dict[str, Any] | None
+    """Why the daemon reads nothing: the configuration's error, since."""
     contact: str | None
     """When the queue last took something."""
     trouble: dict[str, Any] | None
@@ -76,6 +78,7 @@ def take_status(spool: Spool, sources: Iterable[Source], *, is_running: bool) ->
         ledger=spool.ledger(),
         files=files,
         running=notes.get("running") if is_running else None,
+        wrong=notes.get("configuration") if is_running else None,
         contact=(notes.get("contact") or {}).get("at"),
         trouble=notes.get("trouble"),
         full_since=(notes.get("full") or {}).get("since") if is_running else None,

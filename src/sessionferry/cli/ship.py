@@ -53,15 +53,15 @@ def ship(
     """
     if watch and (resend or supersede or dry_run or as_json):
         raise UserError("--watch goes without --resend, --supersede, --dry-run and --json.")
-    chosen = settings(data)
-    identity = Identity.from_settings(chosen)
-    gate = gate_of(chosen)
     if watch:
         from sessionferry.cli import watch as daemon
 
         with telemetry.tracing(telemetry.AGENT):
-            asyncio.run(daemon.watch(chosen, gate, identity, paths or [], file_format))
+            asyncio.run(daemon.watch(data, paths or [], file_format))
         return
+    chosen = settings(data)
+    identity = Identity.from_settings(chosen)
+    gate = gate_of(chosen)
     sources = sources_of(chosen, identity, paths, file_format)
     if dry_run:
         report = _rehearse(chosen, gate, identity, sources)

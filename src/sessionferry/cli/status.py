@@ -115,6 +115,7 @@ def _document(found: Status, unreachable: str | None) -> dict[str, Any]:
     return {
         "ledger": asdict(found.ledger),
         "running": found.running,
+        "wrong_configuration": found.wrong,
         "contact": found.contact,
         "trouble": found.trouble,
         "full_since": found.full_since,
@@ -164,11 +165,15 @@ def _print(found: Status, unreachable: str | None) -> None:
 
 
 def _running(found: Status) -> str:
+    if found.wrong is not None:
+        since, error = found.wrong["since"], found.wrong["error"]
+        return f"The daemon reads nothing since {since}, until this is right: {error}"
     if found.running is None:
         return "No daemon is running; `ferry ship` ships once, `ferry ship --watch` all the time."
     contact = f", last contact with the queue {found.contact}" if found.contact else ""
     since, pid = found.running["since"], found.running["pid"]
-    return f"The daemon runs since {since} (process {pid}){contact}."
+    rules = found.running.get("rules") or "none"
+    return f"The daemon runs since {since} (process {pid}){contact}. Rules: {rules}."
 
 
 def _troubles(found: Status, unreachable: str | None) -> list[str]:

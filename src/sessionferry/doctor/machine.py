@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 
 from sessionferry.agent.discover import Source
@@ -17,7 +17,7 @@ from sessionferry.agent.policy import Policy
 from sessionferry.agent.retention import days_kept, days_left
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.status import take_status
-from sessionferry.config import is_private
+from sessionferry.config import digest, is_private
 from sessionferry.doctor import Check, Finding, Verdict
 from sessionferry.errors import FerryError, UserError
 from sessionferry.host import Identity, redaction_key
@@ -82,7 +82,7 @@ class Machine:
         try:
             self._target = target()
             self._spool = spool(self._target)
-        except UserError as error:
+        except FerryError as error:
             self._no_target = str(error)
 
     def checks(self) -> list[Check]:
@@ -301,7 +301,22 @@ class Machine:
             )
         if not running:
             return _warning("nothing follows the files", "`ferry agent install`")
-        return _ok("running")
+        if wrong := notes.get("configuration"):
+            return _wrong(
+                f"it reads nothing since {wrong['since']}: {wrong['error']}",
+                "correct that; it goes on by itself",
+            )
+        return self._at_work(notes.get("running") or {})
+
+    def _at_work(self, running: dict[str, Any]) -> _Told:
+        path = self._settings.config_path
+        rules = running.get("rules") or "none"
+        if running.get("configuration", "") != digest(path):
+            return _warning(
+                f"running, by another configuration than {path} is now (rules: {rules})",
+                "it takes a change within seconds; else it was started with another FERRY_CONFIG",
+            )
+        return _ok(f"running (rules: {rules})")
 
 
 def _check(subject: str, look: "_Look") -> Check:
