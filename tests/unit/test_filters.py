@@ -43,6 +43,12 @@ def event(name: str, **data: object) -> bytes:
         ({"exclude_projects": ["/srv/app"]}, "-srv-app", False),
         ({"exclude_projects": ["/srv/app"]}, "-srv-app-api", False),
         ({"exclude_projects": ["/srv/app"]}, "-srv-application", True),
+        ({"exclude_projects": ["/srv/my.app_1"]}, "-srv-my-app-1", False),
+        ({"exclude_projects": ["/srv/my.app_1"]}, "-srv-my-app-1-api", False),
+        ({"exclude_projects": ["/srv/my.app_1"]}, "-srv-my-app_1", False),
+        ({"exclude_projects": ["/srv/my.app_1"]}, "-srv-my.app_1", False),
+        ({"exclude_projects": ["/srv/my.app_1"]}, "-srv-my-app-2", True),
+        ({"exclude_projects": ["/srv/[app]"]}, "-srv-[app]", False),
         ({"exclude_projects": ["~/clients"]}, slug(HOME / "clients" / "acme"), False),
     ],
 )
@@ -66,6 +72,19 @@ def test_paths_are_chosen_by_pattern_or_by_folder(
     rules: dict[str, list[str]], path: str, admitted: bool
 ) -> None:
     assert Places(**rules).admit(source(path=Path(path))) is admitted
+
+
+def test_a_place_is_meant_however_it_is_reached_and_whatever_its_name(tmp_path: Path) -> None:
+    real = tmp_path / "disk[1]" / "claude"
+    real.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    session = real / "projects" / "-srv-app" / "a.jsonl"
+    for excluded in (link, real, link / "projects", link / "*" / "-srv-app", real / "**.jsonl"):
+        assert not Places(exclude_paths=[str(excluded)]).admit(source(path=session)), excluded
+        assert Places(include_paths=[str(excluded)]).admit(source(path=session)), excluded
+    assert Places(exclude_paths=[str(link / "other")]).admit(source(path=session))
+    assert not Places(exclude_projects=[str(link)]).admit(source(slug(real)))
 
 
 # ---------------------------------------------------------------- kinds

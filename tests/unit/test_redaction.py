@@ -488,6 +488,33 @@ def test_rules_can_be_switched_off_and_added() -> None:
     assert Redactor(KEY).version == REDACTOR.version
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("acme", "(?i:acme)"),
+        ("acme", "(?i:acme).*"),
+        ("redacted", "(?i:redacted)"),
+        ("hex", "[0-9a-f]{4}"),
+        ("wide", "[a-z]+"),
+        ("sign", "[]#:[]"),
+    ],
+)
+def test_a_rule_that_knows_its_own_mark_ends_all_the_same(name: str, pattern: str) -> None:
+    redactor = Redactor(KEY, own=[(name, pattern)])
+    line = b'{"text":"the acme plan [of] redacted #1: deadbeef"}\n'
+    clean, counts = redactor.redact(line)
+    assert counts[name] > 0
+    assert redactor.redact(clean) == (clean, {})
+    (text,) = json.loads(clean).values()
+    left = PLACEHOLDER.sub("", text)
+    assert re.search(pattern, left) is None
+
+
+def test_a_secret_in_what_only_looks_like_a_mark_is_found() -> None:
+    token = b"ghp_" + b"a1B2" * 9
+    assert token not in REDACTOR.redact(b"[REDACTED:" + token + b"#00000000]")[0]
+
+
 @pytest.mark.parametrize("pattern", ["(", "a*", "(a)b", "é\u4e2d", "(?=a)"])
 def test_a_pattern_that_cannot_be_used_is_explained(pattern: str) -> None:
     with pytest.raises(UserError, match="The pattern of the rule acme"):

@@ -6,6 +6,7 @@ the places of an object's members are found. These are also used to name what no
 
 import fnmatch
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _NESTED = linear.compiled(r'[^"{}\[\]]*(?:"(?:[^"\\]|\\.)*"[^"{}\[\]]*)*')
 _STRING = linear.compiled(r'"(?:[^"\\]|\\.)*"')
 _SCALAR = linear.compiled(r"[^\s,:{}\[\]\"]+")
 _SPACE = b" \t\r\n"
+_GLOB = re.compile(r"[*?\[]")
 # Events whose `data.raw` is what went to a provider or came from it, or a whole configuration.
 _RAW_EVENTS = re.compile(
     r"llm:(?:request|response)(?::\w+)?|session:(?:start|resume|fork)(?::\w+)?"
@@ -230,17 +232,48 @@ def _wanted(
 
 
 def _project_pattern(text: str) -> str:
-    """Match a slug; a folder's own slug, and those of folders below it."""
-    if text.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", text):
-        name = slug(Path(text).expanduser())
-        return f"{fnmatch.translate(name)}|{fnmatch.translate(f'{name}-*')}"
-    return fnmatch.translate(text)
+    """Match a slug; a folder's own slugs, and those of folders below it."""
+    if not (text.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", text)):
+        return fnmatch.translate(text)
+    slugs = {name for folder in _spellings(Path(text)) for name in _slugs(folder)}
+    return _any_of(f"{_literal(name)}{more}" for name in slugs for more in ("", "-*"))
+
+
+def _slugs(folder: Path) -> set[str]:
+    """Name a folder's project as each tool does: Claude Code keeps letters and digits only."""
+    own = str(folder)
+    return {slug(folder), re.sub(r"[^A-Za-z0-9]", "-", own), re.sub(r"[^A-Za-z0-9_]", "-", own)}
 
 
 def _path_pattern(text: str) -> str:
-    """Match a file, or a folder and all below it."""
-    name = Path(text).expanduser().as_posix()
-    return f"{fnmatch.translate(name)}|{fnmatch.translate(f'{name}/*')}"
+    """Match a file, or a folder and all below it.
+
+    What exists under this very name is meant, whatever signs are in it; so are folders above.
+    """
+    pattern = Path(text).expanduser()
+    names = {pattern.as_posix()}
+    if not _GLOB.search(text) or os.path.lexists(pattern):
+        names |= {_literal(place.as_posix()) for place in _spellings(pattern)}
+    else:
+        above = (place for place in pattern.parents if os.path.lexists(place))
+        fixed = next(above, Path(pattern.anchor))
+        rest = pattern.relative_to(fixed).as_posix()
+        names |= {f"{_literal(place.as_posix().rstrip('/'))}/{rest}" for place in _spellings(fixed)}
+    return _any_of(f"{name}{more}" for name in names for more in ("", "/*"))
+
+
+def _spellings(path: Path) -> set[Path]:
+    """Return a path as it is written, and as it is without links: files are found by the latter."""
+    written = path.expanduser()
+    return {written, Path(os.path.realpath(written))}
+
+
+def _literal(name: str) -> str:
+    return _GLOB.sub(r"[\g<0>]", name)
+
+
+def _any_of(patterns: Iterable[str]) -> str:
+    return "|".join(map(fnmatch.translate, sorted(patterns)))
 
 
 def _pattern(text: str) -> Callable[[str], bool]:

@@ -29,6 +29,8 @@ MAX_SECRET_BYTES = 16 * 1024
 """Longest secret, with what stands before it; bounds the time that a hostile line takes."""
 
 _PLACEHOLDER = re.compile(rb"\[REDACTED(?::[\w#.-]{1,80})?\]")
+_MARK = b"[REDACTED:"
+_MARK_BYTES = 80
 _HIDING = r"\\u00(?:[2-7][0-9A-Fa-f]|0[9aAdD])|\\/"
 _HIDDEN = re.compile(rb"\\+(?:u00([2-7][0-9A-Fa-f]|0[9aAdD])|(/))")
 _ESCAPE = re.compile(rb"\\+(?:u[0-9A-Fa-f]{4}|.)?", re.DOTALL)
@@ -66,7 +68,9 @@ class Redactor:
         added = tuple(Rule(name, "", _checked(name, pattern), "") for name, pattern in own)
         sets = ((*BY_BEGINNING, *BY_CONTEXT), BY_SHAPE, added)
         chosen = (tuple(rule for rule in rules if rule.name not in disabled) for rules in sets)
-        self._sets = [_Rules(rules) for rules in chosen if rules]
+        kept = [rules for rules in chosen if rules]
+        marks = _marks(rule.name for rules in kept for rule in rules)
+        self._sets = [_Rules(rules, marks) for rules in kept]
         self._hiding = linear.compiled(_HIDING)
         self.version = self._fingerprint(disabled, added)
 
@@ -193,8 +197,9 @@ class Redactor:
 class _Rules:
     """Several rules as one expression, so that a text is read once for all of them."""
 
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, rules: tuple[Rule, ...], marks: re.Pattern[bytes]) -> None:
         self._rules = rules
+        self._marks = marks
         self._opening = linear.compiled("|".join(rule.opening for rule in rules))
         self._whole = linear.compiled("|".join(rule.pattern for rule in rules))
 
@@ -206,6 +211,9 @@ class _Rules:
             match = self._whole.match(text, opening.start(), opening.start() + MAX_SECRET_BYTES)
             if match is None:
                 continue
+            if mark := self._mark_around(text, match.start(match.lastindex)):
+                place = mark.end()
+                continue
             rule = self._rules[match.lastindex - 1]
             secret = match.group(match.lastindex)
             if _PLACEHOLDER.fullmatch(secret):
@@ -214,6 +222,17 @@ class _Rules:
             elif rule.check is None or rule.check(match.group(), secret):
                 start, place = match.span(match.lastindex)
                 yield _Find(start, place, rule.name)
+
+    def _mark_around(self, text: bytes, at: int) -> re.Match[bytes] | None:
+        """Return the mark of ours that this place is in: a rule may know its own name."""
+        start = text.rfind(_MARK, max(0, at - _MARK_BYTES), at + len(_MARK))
+        mark = self._marks.match(text, start) if start >= 0 else None
+        return mark if mark and mark.start() <= at < mark.end() else None
+
+
+def _marks(names: Iterable[str]) -> re.Pattern[bytes]:
+    named = "|".join(map(re.escape, names))
+    return re.compile(rf"\[REDACTED:(?:{named})#[0-9a-f]{{8}}\]".encode())
 
 
 class _View:
