@@ -35,10 +35,17 @@ class Identity:
     """The ids of this machine, read from (or created in) an identity folder."""
 
     def __init__(
-        self, folder: Path, *, host_id: str | None = None, user_id: str | None = None
+        self,
+        folder: Path,
+        *,
+        host_id: str | None = None,
+        user_id: str | None = None,
+        lasts: bool = True,
     ) -> None:
+        """Read the ids; where there are none, make them. What does not last is not written."""
         self.path = folder / IDENTITY_FILE
-        self._file = _read_or_create(self.path)
+        self._lasts = lasts
+        self._file = _read_or_create(self.path) if lasts else _read(self.path) or _fresh()
         try:
             self.host_id = check_part("host_id", host_id or str(self._file["host_id"]))
             own = user_id or self._file.get("user_id") or f"{_login()}@{self.host_id}"
@@ -50,6 +57,12 @@ class Identity:
     def from_settings(cls, settings: Settings) -> "Identity":
         """Read the identity that the settings name."""
         return cls(settings.identity, host_id=settings.host_id, user_id=settings.user_id)
+
+    @classmethod
+    def as_it_is(cls, settings: Settings) -> "Identity":
+        """Read the identity that the settings name, and never write it."""
+        own = {"host_id": settings.host_id, "user_id": settings.user_id}
+        return cls(settings.identity, **own, lasts=False)
 
     def knew_spool(self, destination: str, spool_id: str) -> bool:
         """Whether an earlier, other spool for this destination is known, which is lost then.
@@ -68,7 +81,7 @@ class Identity:
 
         Should its spool be lost, it must not begin at generation 0 again: that would be superseded.
         """
-        if self.was_rewritten(stream):
+        if self.was_rewritten(stream) or not self._lasts:
             return
         self._file = _read_or_create(self.path)
         named = sorted({*self._file.get("rewritten", ()), _digest(stream)})
@@ -87,8 +100,10 @@ class Identity:
         self._file |= news
 
 
-def redaction_key(folder: Path) -> bytes:
+def redaction_key(folder: Path, *, lasts: bool = True) -> bytes:
     """Read this machine's key for the marks of redacted secrets; make it on first use.
+
+    One that does not `last` is made for this process alone, if there is none.
 
     Without the key nobody can find out from a mark what it stands for. Raises `UserError` for
     one that is damaged, and `TransientError` where the disk is in the way.
@@ -97,6 +112,8 @@ def redaction_key(folder: Path) -> bytes:
     try:
         return bytes.fromhex(orjson.loads(patiently(path.read_bytes))["key"])
     except FileNotFoundError:
+        if not lasts:
+            return secrets.token_bytes(32)
         _link_first(path, {"key": secrets.token_hex(32)})
         return redaction_key(folder)
     except OSError as error:
@@ -155,10 +172,18 @@ def machine_fingerprint() -> str:
 
 
 def _read_or_create(path: Path) -> dict[str, Any]:
+    found = _read(path)
+    if found is not None:
+        return found
+    made = _fresh()
+    return made if _link_first(path, made) else _read_or_create(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         found = orjson.loads(patiently(path.read_bytes))
     except FileNotFoundError:
-        return _create(path)
+        return None
     except OSError as error:
         raise refused(f"The identity file {path} cannot be read", error) from None
     except orjson.JSONDecodeError as error:
@@ -171,13 +196,12 @@ def _read_or_create(path: Path) -> dict[str, Any]:
     return found
 
 
-def _create(path: Path) -> dict[str, Any]:
+def _fresh() -> dict[str, Any]:
     name = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:40] or "host"
-    fresh = {
+    return {
         "host_id": f"{name}-{secrets.token_hex(4)}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return fresh if _link_first(path, fresh) else _read_or_create(path)
 
 
 def _link_first(path: Path, content: dict[str, Any]) -> bool:

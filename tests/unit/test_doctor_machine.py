@@ -154,6 +154,9 @@ def test_a_damaged_spool_is_found_and_a_sound_one_counted(doctor: Doctor) -> Non
     found = doctor("spool")
     assert found.verdict.value == "wrong"
     assert "reads the files again" in found.fix
+    assert doctor("agent").said == "nothing follows the files"
+    doctor.sources = [Source(doctor.spool, KEY, "transcript", "claude_code")]
+    assert "what is not read yet is safe for 30 days" in doctor("retention").said
 
 
 def test_files_that_are_not_read_on_and_a_queue_that_refuses_are_reported(doctor: Doctor) -> None:
@@ -224,6 +227,24 @@ def test_what_a_tool_deletes_soon_is_seen_in_time(
     assert doctor.verdict("retention") == state
     Spool(doctor.spool).close()
     assert doctor.verdict("retention") == state
+
+
+def test_the_settings_of_the_folder_that_a_tool_was_told_to_use_count(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path / "elsewhere"))
+    path = tmp_path / "elsewhere" / "projects" / "-p" / "s.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}\n")
+    settings = tmp_path / "elsewhere" / "settings.json"
+    settings.write_text('{"cleanupPeriodDays": 1}')
+    doctor.sources = [Source(path, KEY, "transcript", "claude_code")]
+    for _ in range(2):
+        found = doctor("retention")
+        assert found.said.startswith("Claude Code deletes sessions after 1 days")
+        assert f"cleanupPeriodDays in {settings}," in found.fix
+        Spool(doctor.spool).close()
 
 
 def test_tools_that_delete_nothing_are_no_hurry(doctor: Doctor, tmp_path: Path) -> None:

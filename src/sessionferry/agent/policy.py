@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from sessionferry.agent.discover import Source
 from sessionferry.agent.filters import STRIPPED, Kinds, Places
@@ -91,9 +92,13 @@ class Policy:
         return self._redactor.redact(data) if self._redactor else (data, Counter())
 
 
-def gate_of(settings: Settings) -> Checked:
-    """Return the gate that the configuration file describes; raises `UserError`."""
-    return Checked(Policy.of(settings.file(), lambda: redaction_key(settings.identity)))
+def gate_of(settings: Settings, *, lasts: bool = True) -> Checked:
+    """Return the gate that the configuration file describes; raises `UserError`.
+
+    One that does not `last` writes no key where there is none.
+    """
+    key = partial(redaction_key, settings.identity, lasts=lasts)
+    return Checked(Policy.of(settings.file(), key))
 
 
 def _counted(counts: Counter[str], stripped: int) -> Counter[str]:

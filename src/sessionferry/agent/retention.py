@@ -5,23 +5,43 @@ its `settings.json` says otherwise; 0 deletes them all). Amplifier and Codex del
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
+from sessionferry.agent.discover import Source
+
 CLAUDE_DAYS = 30
+SETTINGS_FILE = "settings.json"
 _DAY = 86_400.0
+
+
+class Kept(NamedTuple):
+    """For how many days a tool keeps what it wrote, and the settings that say so."""
+
+    days: float
+    settings: Path
 
 
 def days_kept(file_format: str, claude_home: Path | None = None) -> float | None:
     """Return after how many days the tool deletes what it wrote; None for never."""
     if file_format != "claude_code":
         return None
-    return _cleanup_period((claude_home or Path.home() / ".claude") / "settings.json")
+    return _cleanup_period((claude_home or Path.home() / ".claude") / SETTINGS_FILE)
 
 
-def days_left(modified: float, kept: float | None, now: float) -> float | None:
+def kept_by(source: Source) -> Kept | None:
+    """Return how long a file's tool keeps it; None for ever."""
+    # The folder above `projects`: CLAUDE_CONFIG_DIR, or ~/.claude.
+    above = (folder.parent for folder in source.path.parents if folder.name == "projects")
+    home = next(above, Path.home() / ".claude")
+    days = days_kept(source.format, home)
+    return None if days is None else Kept(days, home / SETTINGS_FILE)
+
+
+def days_left(modified: float, kept: float, now: float) -> float:
     """Return how many days a file is safe that was changed then; times in seconds since 1970."""
-    return None if kept is None else max(0.0, kept - (now - modified) / _DAY)
+    return max(0.0, kept - (now - modified) / _DAY)
 
 
 def _cleanup_period(path: Path) -> float:

@@ -12,7 +12,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -554,6 +554,24 @@ def open_spool(
     saved = salvage(aside, spool)
     log.warning("%d batches of the damaged spool could be saved", saved)
     return spool
+
+
+def read_places(path: Path) -> dict[tuple[str, str], Known]:
+    """Read how far each file was read, by partition key and role, and change nothing.
+
+    Raises `SpoolDamaged` as a spool does.
+    """
+    # Without a log beside it nobody is writing, and none has to be made for the reading.
+    is_settled = not path.with_name(f"{path.name}-wal").exists()
+    place = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_settled else ''}"
+    try:
+        with closing(sqlite3.connect(place, uri=True, timeout=30)) as db:
+            rows = db.execute(f"SELECT partition_key, role, {_KNOWN} FROM files").fetchall()  # noqa: S608
+    except sqlite3.OperationalError as error:
+        raise TransientError(f"The spool {path} cannot be used: {error}.") from None
+    except sqlite3.DatabaseError as error:
+        raise SpoolDamaged(str(error)) from None
+    return {(key, role): _known(known) for key, role, *known in rows}
 
 
 def set_aside(path: Path) -> Path:

@@ -6,12 +6,11 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sessionferry.agent.content import is_packed
 from sessionferry.agent.discover import Source
-from sessionferry.agent.retention import days_kept, days_left
+from sessionferry.agent.retention import days_left, kept_by
 from sessionferry.agent.spool import FileState, Ledger, Spool
 
 
@@ -108,19 +107,11 @@ def _file_status(source: Source, state: FileState | None, now: float) -> FileSta
     status.lag_bytes = 0 if unchanged and same_size else _unread(there.st_size, read)
     if status.lag_bytes:
         status.lag_seconds = max(status.lag_seconds, now - there.st_mtime, 0.0)
-        kept = days_kept(source.format, _claude_home(source.path))
-        status.safe_days = days_left(there.st_mtime, kept, now)
+        if kept := kept_by(source):
+            status.safe_days = days_left(there.st_mtime, kept.days, now)
     return status
 
 
 def _unread(size: int, read: int) -> int:
     """Return how much is to be read: all of a file that was rewritten."""
     return size - read if size > read else size
-
-
-def _claude_home(path: Path) -> Path | None:
-    """Find Claude Code's folder above one of its transcripts."""
-    for folder in path.parents:
-        if folder.name == "projects":
-            return folder.parent
-    return None

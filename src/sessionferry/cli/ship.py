@@ -60,11 +60,11 @@ def ship(
             asyncio.run(daemon.watch(data, paths or [], file_format))
         return
     chosen = settings(data)
-    identity = Identity.from_settings(chosen)
-    gate = gate_of(chosen)
+    gate = gate_of(chosen, lasts=not dry_run)
+    identity = Identity.as_it_is(chosen) if dry_run else Identity.from_settings(chosen)
     sources = sources_of(chosen, identity, paths, file_format)
     if dry_run:
-        report = _rehearse(chosen, gate, identity, sources)
+        report = _rehearse(chosen, gate, identity, sources, resend=resend, supersede=supersede)
     else:
         with telemetry.tracing(telemetry.AGENT):
             report = asyncio.run(
@@ -77,11 +77,11 @@ def ship(
         raise typer.Exit(1)
 
 
-def gate_of(chosen: Settings) -> Checked:
+def gate_of(chosen: Settings, *, lasts: bool = True) -> Checked:
     """Return the gate of the configuration file; its rules are loaded only where they are used."""
     from sessionferry.agent import policy
 
-    return policy.gate_of(chosen)
+    return policy.gate_of(chosen, lasts=lasts)
 
 
 def sources_of(
@@ -108,14 +108,23 @@ def configured_roots(
     return roots + [path.expanduser() for entry in sources.jsonl for path in entry.paths]
 
 
-def _rehearse(chosen: Settings, gate: Checked, identity: Identity, sources: list[Source]) -> Report:
+def _rehearse(
+    chosen: Settings,
+    gate: Checked,
+    identity: Identity,
+    sources: list[Source],
+    *,
+    resend: bool,
+    supersede: bool,
+) -> Report:
     try:
         path = spool_path(chosen, endpoints(chosen))
     except UserError:
         # Without a destination nothing was sent yet.
         path = None
     with progress("reading", planned_bytes(sources)) as advance:
-        return rehearse(path, gate, identity, sources, advance)
+        anew = {"resend": resend, "supersede": supersede}
+        return rehearse(path, gate, identity, sources, **anew, advance=advance)
 
 
 async def ship_sources(

@@ -8,13 +8,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 
 from sessionferry.agent.discover import Source
 from sessionferry.agent.policy import Policy
-from sessionferry.agent.retention import days_kept, days_left
+from sessionferry.agent.retention import days_left, kept_by
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.status import take_status
 from sessionferry.config import digest, is_private
@@ -165,12 +166,12 @@ class Machine:
             sources = self._sources()
         except UserError:
             return None
-        kept = {source.format: days_kept(source.format) for source in sources}
-        shortest = min((days for days in kept.values() if days is not None), default=None)
-        if shortest is None:
+        kept = [kept for source in sources if (kept := kept_by(source))]
+        if not kept:
             return _ok("no tool here deletes its sessions")
+        shortest, own = min(kept)
         told = f"Claude Code deletes sessions after {shortest:g} days"
-        fix = "raise cleanupPeriodDays in ~/.claude/settings.json, e.g. to 365; run `ferry ship`"
+        fix = f"raise cleanupPeriodDays in {own}, e.g. to 365; run `ferry ship`"
         left = self._days_left(sources)
         if left is None:
             return _ok(f"{told}; all of them are read") if shortest else _warning(told, fix)
@@ -180,18 +181,17 @@ class Machine:
         return _ok(told) if left >= DAYS_TO_LOOK else _warning(told, fix)
 
     def _days_left(self, sources: list[Source]) -> float | None:
-        if self._spool is None or not self._spool.exists():
-            now = time.time()
-            days = [
-                days_left(source.path.stat().st_mtime, days_kept(source.format), now)
-                for source in sources
-            ]
-            return min((one for one in days if one is not None), default=None)
-        spool = Spool(self._spool, check=False)
-        try:
-            return take_status(spool, sources, is_running=False).safe_days
-        finally:
-            spool.close()
+        if self._spool is not None and self._spool.exists():
+            with suppress(SpoolDamaged), closing(Spool(self._spool, check=False)) as spool:
+                return take_status(spool, sources, is_running=False).safe_days
+        # Nothing says what was read.
+        now = time.time()
+        days = [
+            days_left(source.path.stat().st_mtime, kept.days, now)
+            for source in sources
+            if (kept := kept_by(source))
+        ]
+        return min(days, default=None)
 
     def _disk(self) -> _Told:
         place = self._settings.data
@@ -259,18 +259,15 @@ class Machine:
         if path is None or not path.exists():
             return _ok("empty: nothing was shipped from here yet")
         try:
-            spool = Spool(path, check=True)
+            with closing(Spool(path, check=True)) as spool:
+                ledger = spool.ledger()
+                failing = list(spool.errors().values())
+                size = spool.used_bytes // 1000
         except SpoolDamaged as error:
             return _wrong(
                 f"{path} is damaged ({error})",
                 "nothing: the next `ferry ship` sets it aside and reads the files again",
             )
-        try:
-            ledger = spool.ledger()
-            failing = list(spool.errors().values())
-            size = spool.used_bytes // 1000
-        finally:
-            spool.close()
         if failing:
             where, reason, since = failing[0]
             return _warning(
@@ -284,11 +281,9 @@ class Machine:
         if path is None or not path.exists():
             return None
         running = SpoolLock(path).is_held()
-        spool = Spool(path, check=False)
-        try:
+        notes: dict[str, Any] = {}
+        with suppress(SpoolDamaged), closing(Spool(path, check=False)) as spool:
             notes = spool.notes()
-        finally:
-            spool.close()
         if trouble := notes.get("trouble"):
             return _wrong(
                 f"sending fails since {trouble['since']}: {trouble['error']}",
