@@ -37,17 +37,31 @@ _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _PROXY = re.compile(r"https?://(?:[^:@/]+(?::[^@/]*)?@)?[^:@/]+:\d{1,5}/?")
 
 
+def identity_folder() -> Path:
+    """Return where a user's configuration lies on this system; it does not roam to others."""
+    return user_config_path("sessionferry", appauthor=False)
+
+
+def data_folder() -> Path:
+    """Return where a user's data lies on this system, apart from the identity, which outlives it.
+
+    macOS and Windows have one place for both.
+    """
+    folder = user_data_path("sessionferry", appauthor=False)
+    return folder / "data" if folder == identity_folder() else folder
+
+
 class Settings(BaseSettings):
     """All settings. None of them is needed where a `ferry local` runs."""
 
     model_config = SettingsConfigDict(env_prefix="FERRY_", frozen=True, populate_by_name=True)
 
     data: Path = Field(
-        default_factory=lambda: user_data_path("sessionferry"),
+        default_factory=data_folder,
         description="Data folder of `ferry local`, and of the agent's progress.",
     )
     identity: Path = Field(
-        default_factory=lambda: user_config_path("sessionferry"),
+        default_factory=identity_folder,
         description="Folder that keeps this host's identity; outlives data and upgrades.",
     )
     config: Path | None = Field(
@@ -201,7 +215,7 @@ class _FromFile(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, object]:
         named = self.current_state.get("config")
-        identity = self.current_state.get("identity") or user_config_path("sessionferry")
+        identity = self.current_state.get("identity") or identity_folder()
         found = _read_file(Path(named) if named else None, Path(identity)).settings
         # Under the environment's names, so that what it says takes their place.
         return {_variable(name): value for name, value in found.items()}
@@ -215,7 +229,7 @@ def _variable(name: str) -> str:
 
 def config_path() -> Path:
     """Where the environment says that the configuration file lies, or has to be put."""
-    identity = os.environ.get("FERRY_IDENTITY") or user_config_path("sessionferry")
+    identity = os.environ.get("FERRY_IDENTITY") or identity_folder()
     return Path(os.environ.get("FERRY_CONFIG") or Path(identity) / FILE_NAME)
 
 

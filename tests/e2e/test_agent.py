@@ -14,7 +14,7 @@ from support.stack import Ferry, wait_for
 
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> "$HOME/systemctl.log"
-test "$3" != "${FAILING:-nothing}" || { echo "Failed to connect to bus" >&2; exit 1; }
+case " $FAILING " in *" $2 "*) echo "Failed to connect to bus" >&2; exit 1;; esac
 """
 
 
@@ -73,7 +73,7 @@ def test_the_service_is_installed_and_removed(ferry: Ferry, systemctl: Path) -> 
     shown = ferry.run("agent", "install", "--dry-run").stdout
     assert not unit.exists()
     assert f"# {unit}\n[Unit]" in shown
-    assert "$ systemctl --user enable --now sessionferry.service" in shown
+    assert "$ systemctl --user enable sessionferry.service" in shown
 
     ferry.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:4318"
     ferry.environment["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=secret"
@@ -89,8 +89,11 @@ def test_the_service_is_installed_and_removed(ferry: Ferry, systemctl: Path) -> 
     assert not unit.exists()
     assert systemctl.read_text().splitlines() == [
         "--user daemon-reload",
-        "--user enable --now sessionferry.service",
+        "--user enable sessionferry.service",
+        "--user restart sessionferry.service",
         "--user disable --now sessionferry.service",
+        "--user daemon-reload",
+        "--user reset-failed sessionferry.service",
     ]
     assert "not installed" in ferry.run("agent", "uninstall", code=2).stderr
 
@@ -106,9 +109,9 @@ def test_a_secret_of_the_shell_is_not_written_into_the_service(
 
 
 def test_what_systemd_says_is_passed_on(ferry: Ferry, systemctl: Path) -> None:
-    ferry.environment["FAILING"] = "--now"
+    ferry.environment["FAILING"] = "restart"
     ran = ferry.run("agent", "install", code=1)
-    assert ran.stderr.startswith("ferry: `systemctl --user enable --now sessionferry.service`")
+    assert ran.stderr.startswith("ferry: `systemctl --user restart sessionferry.service`")
     assert "Failed to connect to bus" in ran.stderr
     unit = ferry.home / ".config" / "systemd" / "user" / "sessionferry.service"
     assert not unit.exists()
@@ -120,7 +123,7 @@ def test_without_systemd_an_installation_can_be_removed_and_an_older_one_stays(
     ferry.run("agent", "install")
     unit = ferry.home / ".config" / "systemd" / "user" / "sessionferry.service"
     before = unit.read_text()
-    ferry.environment |= {"FAILING": "--now", "FERRY_RATE_KB": "7"}
+    ferry.environment |= {"FAILING": "enable disable", "FERRY_RATE_KB": "7"}
     ferry.run("agent", "install", code=1)
     assert unit.read_text() == before
     ran = ferry.run("agent", "uninstall", code=1)

@@ -378,6 +378,18 @@ def test_slugs_are_those_of_amplifier(folder: str, name: str) -> None:
     assert slug(Path(folder)) == name
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("C:\\projects\\web-app", "-C-projects-web-app"),
+        ("\\\\?\\C:\\projects\\web-app", "-C-projects-web-app"),
+        ("\\\\server\\share\\app", "--server-share-app"),
+    ],
+)
+def test_a_windows_folder_is_named_so_too(folder: str, name: str) -> None:
+    assert slug(folder) == name
+
+
 def test_folders_too_deep_for_a_key_keep_names_of_their_own(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["some-long-folder-name"] * 60)
     one, other = slug(deep / "a" / ("x" * 200)), slug(deep / "b" / ("x" * 200))

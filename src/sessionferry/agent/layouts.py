@@ -196,8 +196,12 @@ LAYOUTS: Mapping[FormatChoice, Layout] = {
 
 
 def slug(folder: Path | str) -> str:
-    """Name a folder as Amplifier does: `/srv/app/api` gives `-srv-app-api`."""
-    name = re.sub(r"[/\\]", "-", text(str(folder))).replace(":", "")
+    r"""Name a folder as Amplifier does: `/srv/app/api` gives `-srv-app-api`.
+
+    `C:\app` and `\\?\C:\app`, as some programs write it, both give `-C-app`.
+    """
+    plain_name = text(str(folder)).removeprefix("\\\\?\\")
+    name = re.sub(r"[/\\]", "-", plain_name).replace(":", "")
     name = name if name.startswith("-") else f"-{name}"
     if len(name.encode()) <= MAX_PART_BYTES:
         return name

@@ -6,6 +6,7 @@ carries it out. No secret goes into these files: they name the configuration fil
 
 import plistlib
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -13,34 +14,53 @@ from typing import Literal
 from xml.sax.saxutils import escape
 
 System = Literal["linux", "darwin", "win32"]
+Command = tuple[str, ...]
 
 NAME = "sessionferry"
 LABEL = "dev.sessionferry.agent"
-RESTART_SECONDS = 30
+RESTART_SECONDS = 60
+TASK_MINUTES = 5
+"""How often Windows looks whether the agent runs. It takes an exit code for no failure."""
+_MODULE = ("-m", "sessionferry.cli")
+_MODULE_WITH_VARIABLES = ("-m", "sessionferry.cli.env")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Files to write, then commands to run; and the same backwards for the removal."""
+    """What to write and run, in this order: `end`, the file, `start`; `end`, `stop`, `forget`.
+
+    `end` and `forget` may fail: there may be no agent that runs, and nothing left to forget.
+    """
 
     file: PurePath
     content: bytes
-    start: tuple[tuple[str, ...], ...]
-    stop: tuple[tuple[str, ...], ...]
+    end: tuple[Command, ...]
+    start: tuple[Command, ...]
+    stop: tuple[Command, ...]
+    forget: tuple[Command, ...]
     hint: str
 
 
 def plan(
-    system: System, home: PurePath, command: Sequence[str], environment: Mapping[str, str]
+    system: System,
+    home: PurePath,
+    program: Sequence[str],
+    environment: Mapping[str, str],
+    user: str,
 ) -> Plan:
     """Say how the agent is installed for the user with this home.
 
-    `command` starts the agent; `environment` is what it needs to know.
+    `program` is the Python interpreter and the arguments of `ferry`; `environment` is what they
+    need to know; `user` is the number of the user on macOS, and the security id on Windows.
     """
+    python, *arguments = program
+    command = (python, *_MODULE, *arguments)
     if system == "darwin":
-        return _launchd(home, command, environment)
+        return _launchd(home, command, environment, user)
     if system == "win32":
-        return _task(home, command, environment)
+        # A task has no environment of its own.
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        return _task(home, (python, *_MODULE_WITH_VARIABLES, *variables, *arguments), user)
     return _systemd(home, command, environment)
 
 
@@ -53,20 +73,22 @@ def _systemd(home: PurePath, command: Sequence[str], environment: Mapping[str, s
     return Plan(
         file=home / ".config" / "systemd" / "user" / unit,
         content=systemd_unit(command, environment).encode(),
-        start=((*user, "daemon-reload"), (*user, "enable", "--now", unit)),
+        end=(),
+        # A unit that runs already has to learn of the new file.
+        start=((*user, "daemon-reload"), (*user, "enable", unit), (*user, "restart", unit)),
         stop=((*user, "disable", "--now", unit),),
+        forget=((*user, "daemon-reload"), (*user, "reset-failed", unit)),
         hint="It runs while you are logged in; `loginctl enable-linger` lets it run always.",
     )
 
 
 def systemd_unit(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Write a unit that stands back from all other work and restarts after a failure."""
+    """Write a unit that stands back from all other work, and is started again whatever ended it."""
     variables = [f"Environment={_quoted(f'{key}={value}')}" for key, value in environment.items()]
     return "\n".join(
         [
             "[Unit]",
             "Description=sessionferry agent: carries session files to their queue",
-            "Documentation=man:systemd.service(5)",
             "StartLimitIntervalSec=0",
             "",
             "[Service]",
@@ -75,9 +97,6 @@ def systemd_unit(command: Sequence[str], environment: Mapping[str, str]) -> str:
             *variables,
             "Restart=always",
             f"RestartSec={RESTART_SECONDS}",
-            # A wrong configuration does not become right by trying again.
-            "RestartPreventExitStatus=2",
-            "KillSignal=SIGTERM",
             "TimeoutStopSec=30",
             "Nice=10",
             "IOSchedulingClass=idle",
@@ -106,26 +125,34 @@ def _quoted(word: str, *, command: bool = False) -> str:
 # ---------------------------------------------------------------- launchd
 
 
-def _launchd(home: PurePath, command: Sequence[str], environment: Mapping[str, str]) -> Plan:
+def _launchd(
+    home: PurePath, command: Sequence[str], environment: Mapping[str, str], user: str
+) -> Plan:
     file = home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+    domain = f"gui/{user}"
     return Plan(
         file=file,
         content=launchd_plist(command, environment),
-        start=(("launchctl", "load", "-w", str(file)),),
-        stop=(("launchctl", "unload", "-w", str(file)),),
+        end=(("launchctl", "bootout", f"{domain}/{LABEL}"),),
+        start=(
+            ("launchctl", "enable", f"{domain}/{LABEL}"),
+            ("launchctl", "bootstrap", domain, str(file)),
+        ),
+        stop=(),
+        forget=(),
         hint="It runs while you are logged in.",
     )
 
 
 def launchd_plist(command: Sequence[str], environment: Mapping[str, str]) -> bytes:
-    """Write a property list for a background process that is kept alive."""
+    """Write a property list for a background process that is kept alive, whatever ended it."""
     return plistlib.dumps(
         {
             "Label": LABEL,
             "ProgramArguments": list(command),
             "EnvironmentVariables": dict(environment),
             "RunAtLoad": True,
-            "KeepAlive": {"SuccessfulExit": False},
+            "KeepAlive": True,
             "ThrottleInterval": RESTART_SECONDS,
             "ProcessType": "Background",
             "LowPriorityIO": True,
@@ -141,43 +168,49 @@ def launchd_plist(command: Sequence[str], environment: Mapping[str, str]) -> byt
 # ---------------------------------------------------------------- Windows
 
 
-def _task(home: PurePath, command: Sequence[str], environment: Mapping[str, str]) -> Plan:
+def _task(home: PurePath, command: Sequence[str], user: str) -> Plan:
     file = home / "AppData" / "Local" / NAME / f"{NAME}-task.xml"
     return Plan(
         file=file,
-        content=windows_task(command, environment),
+        content=windows_task(command, user),
+        # What is ended so is gone at once, as by a crash.
+        end=(("schtasks", "/End", "/TN", NAME),),
         start=(
             ("schtasks", "/Create", "/F", "/TN", NAME, "/XML", str(file)),
             ("schtasks", "/Run", "/TN", NAME),
         ),
-        stop=(
-            ("schtasks", "/End", "/TN", NAME),
-            ("schtasks", "/Delete", "/F", "/TN", NAME),
-        ),
-        hint="It starts when you log in.",
+        stop=(("schtasks", "/Delete", "/F", "/TN", NAME),),
+        forget=(),
+        hint="It runs while you are logged in.",
     )
 
 
-def windows_task(command: Sequence[str], environment: Mapping[str, str]) -> bytes:
-    """Write a scheduled task that starts at logon, hidden, once, without a time limit.
+def windows_task(command: Sequence[str], user: str) -> bytes:
+    """Write a scheduled task that starts when this user logs in, once, without a time limit.
 
-    A task has no environment of its own: where one is needed, `cmd` sets it.
+    A task at anybody's login is for administrators to register, so the trigger names the user. The
+    second trigger does nothing while the agent runs.
     """
-    program, arguments = command[0], " ".join(_windows_quoted(word) for word in command[1:])
-    if environment:
-        sets = [f'set "{key}={value}"' for key, value in environment.items()]
-        line = " && ".join([*sets, f"{_windows_quoted(program)} {arguments}"])
-        program, arguments = "cmd.exe", f'/d /s /c "{line}"'
+    program, arguments = command[0], subprocess.list2cmdline(command[1:])
     text = f"""<?xml version="1.0" encoding="UTF-16"?>
 <Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
   <RegistrationInfo>
     <Description>sessionferry agent: carries session files to their queue</Description>
   </RegistrationInfo>
   <Triggers>
-    <LogonTrigger><Enabled>true</Enabled></LogonTrigger>
+    <LogonTrigger>
+      <Enabled>true</Enabled>
+      <UserId>{escape(user)}</UserId>
+    </LogonTrigger>
+    <TimeTrigger>
+      <Enabled>true</Enabled>
+      <StartBoundary>2020-01-01T00:00:00</StartBoundary>
+      <Repetition><Interval>PT{TASK_MINUTES}M</Interval></Repetition>
+    </TimeTrigger>
   </Triggers>
   <Principals>
     <Principal id="Author">
+      <UserId>{escape(user)}</UserId>
       <LogonType>InteractiveToken</LogonType>
       <RunLevel>LeastPrivilege</RunLevel>
     </Principal>
@@ -187,12 +220,11 @@ def windows_task(command: Sequence[str], environment: Mapping[str, str]) -> byte
     <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
     <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
     <StartWhenAvailable>true</StartWhenAvailable>
-    <Hidden>true</Hidden>
     <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
     <Priority>8</Priority>
     <RestartOnFailure>
       <Interval>PT1M</Interval>
-      <Count>999</Count>
+      <Count>255</Count>
     </RestartOnFailure>
   </Settings>
   <Actions Context="Author">
@@ -204,10 +236,6 @@ def windows_task(command: Sequence[str], environment: Mapping[str, str]) -> byte
 </Task>
 """
     return text.replace("\n", "\r\n").encode("utf-16")
-
-
-def _windows_quoted(word: str) -> str:
-    return f'"{word}"' if re.search(r"[\s&|<>^()]", word) else word
 
 
 __all__ = ["Plan", "launchd_plist", "plan", "systemd_unit", "windows_task"]

@@ -78,12 +78,14 @@ def install(
     path = Path(made.file)
     before = path.read_bytes() if path.exists() else None
     _write(path, made.content)
+    _failures(made.end)
     try:
         for command in made.start:
             _run(command)
     except FerryError:
         if before is not None:
             _write(path, before)
+            _failures(made.start)
         else:
             _failures(made.stop)
             patiently(path.unlink)
@@ -102,8 +104,10 @@ def uninstall() -> None:
     path = Path(made.file)
     if not path.exists():
         raise UserError(f"There is no {path}: the agent is not installed.")
+    _failures(made.end)
     failed = _failures(made.stop)
     patiently(path.unlink)
+    _failures(made.forget)
     typer.echo(f"Removed {path}. What waits in the spool stays there.")
     if failed:
         raise FerryError(f"{failed[0]} If the agent still runs, end its process.")
@@ -177,18 +181,31 @@ def _plan(environment: dict[str, str]) -> "Plan":
     systems: dict[str, System] = {"linux": "linux", "darwin": "darwin", "win32": "win32"}
     if sys.platform not in systems:
         raise UserError("Services are installed on Linux (systemd), macOS and Windows only.")
+    program = (str(_python()), "ship", "--watch")
+    return plan(systems[sys.platform], Path.home(), program, environment, _user())
+
+
+def _python() -> Path:
+    """Return the interpreter for a process in the background: on Windows one without a window."""
     python = Path(sys.executable)
-    if sys.platform == "win32":
-        # Without a window.
-        python = python.with_name("pythonw.exe")
-    command = (str(python), "-m", "sessionferry.cli", "ship", "--watch")
-    return plan(systems[sys.platform], Path.home(), command, environment)
+    without_window = python.with_name("pythonw.exe")
+    return without_window if sys.platform == "win32" and without_window.exists() else python
+
+
+def _user() -> str:
+    """Return what the system calls this user: a number, or on Windows a security id."""
+    if sys.platform != "win32":
+        return str(os.getuid())
+    else:  # noqa: RET505 - mypy reads only its own platform's branch
+        # Names have more than one spelling there: of a domain, of a cloud account.
+        told = _run(("whoami", "/user", "/fo", "csv", "/nh"))
+        return told.strip().rpartition(",")[2].strip('"')
 
 
 def _show(made: "Plan") -> None:
     is_wide = made.content.startswith(b"\xff\xfe")
     typer.echo(f"# {made.file}\n{made.content.decode('utf-16' if is_wide else 'utf-8')}")
-    for command in made.start:
+    for command in (*made.end, *made.start):
         typer.echo(f"$ {' '.join(command)}")
 
 
@@ -214,7 +231,8 @@ def _failures(commands: "tuple[tuple[str, ...], ...]") -> list[str]:
     return failed
 
 
-def _run(command: tuple[str, ...]) -> None:
+def _run(command: tuple[str, ...]) -> str:
+    """Run a command and return what it says; raises `FerryError` for one that fails."""
     line = " ".join(command)
     try:
         done = subprocess.run(  # noqa: S603 - made by `plan`
@@ -230,3 +248,4 @@ def _run(command: tuple[str, ...]) -> None:
     if done.returncode:
         said = printable((done.stderr or done.stdout).strip().split("\n", 1)[0])
         raise FerryError(f"`{line}` failed: {said or f'exit code {done.returncode}'}")
+    return done.stdout
