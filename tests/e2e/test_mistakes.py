@@ -60,8 +60,10 @@ def test_nothing_to_ship(alone: Ferry, tmp_path: Path) -> None:
 def test_two_files_that_would_be_one_stream(alone: Ferry, tmp_path: Path) -> None:
     for machine in ("a", "b"):
         write(tmp_path / machine / "projects" / "-p" / "sessions" / "same" / "events.jsonl")
-    said = sentence(alone, "ship", tmp_path / "a", tmp_path / "b")
-    assert "would be the same stream of session same" in said
+    ran = alone.run("ship", tmp_path / "a", tmp_path / "b", "--dry-run", code=1)
+    assert "Would ship 1 lines" in ran.stdout
+    twin = tmp_path / "b" / "projects" / "-p" / "sessions" / "same" / "events.jsonl"
+    assert f"not shipped: {twin}: it is the same stream as {tmp_path / 'a'}" in ran.stderr
 
 
 def test_no_stack_and_no_settings(alone: Ferry, tmp_path: Path) -> None:

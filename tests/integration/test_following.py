@@ -194,6 +194,54 @@ async def test_rotation_loses_nothing_of_the_old_file(machine: Machine) -> None:
     assert found[0] == lines(0, 6)
 
 
+@pytest.mark.parametrize("is_recreated", [True, False])
+async def test_what_was_written_just_before_a_rotation_arrives(
+    machine: Machine, is_recreated: bool
+) -> None:
+    """Between the writing and the rotation nobody has looked at the file."""
+    path = machine.write("events.jsonl", lines(0))
+    async with machine.agent() as agent:
+        await machine.has(lines(0))
+        agent._tail.changed = lambda _paths: False
+        machine.append("events.jsonl", lines(3))
+        path.rename(path.with_name("events.jsonl.1"))
+        if is_recreated:
+            machine.write("events.jsonl", lines(100))
+            await machine.has(lines(100))
+        await until(lambda: generations(of(machine.queue, "lines", "events"))[0] == lines(0, 6))
+
+
+async def test_a_log_of_any_tool_is_read_to_its_end_when_it_is_rotated(machine: Machine) -> None:
+    logs = machine.folder / "logs"
+    logs.mkdir()
+    machine.roots = [logs]
+    machine.look = lambda: look([logs], "anna", "jsonl")
+    path = logs / "app.jsonl"
+    path.write_bytes(lines(0))
+    async with machine.agent():
+        await machine.has(lines(0), "transcript")
+        with path.open("ab") as file:
+            file.write(lines(3))
+        path.rename(logs / "app.jsonl.1")
+        path.write_bytes(lines(100))
+        await machine.has(lines(100), "transcript")
+    found = generations(of(machine.queue, "lines", "transcript"))
+    assert found[0] == lines(0, 6)
+
+
+async def test_a_log_that_was_changed_in_its_middle_is_the_next_generation(
+    machine: Machine,
+) -> None:
+    path = machine.write("events.jsonl", lines(0, 50))
+    async with machine.agent():
+        await machine.has(lines(0, 50))
+        changed = lines(500, 1) + lines(0, 50)[len(lines(500, 1)) :] + lines(50, 3)
+        with path.open("r+b") as file:
+            file.write(changed)
+        await machine.has(changed)
+    assert len(generations(of(machine.queue, "lines", "events"))) == 2
+
+
 async def test_a_file_that_was_moved_goes_on_where_it_was(machine: Machine) -> None:
     machine.write("events.jsonl", lines(0))
     async with machine.agent() as agent:
@@ -481,7 +529,7 @@ async def test_no_failure_of_a_library_or_a_folder_ends_the_agent(
             raise PermissionError(13, "Permission denied")
         return look_well()
 
-    machine.look = look_badly  # type: ignore[method-assign]
+    machine.look = look_badly
     machine.roots = [machine.home / "projects" / "-p" / "sessions" / "s1" / "events.jsonl"]
     machine.write("events.jsonl", lines(0))
     async with machine.agent():
@@ -574,7 +622,7 @@ async def test_the_end_is_prompt_though_the_queue_hangs(
             await asyncio.sleep(3600)
             return []
 
-    machine.link = Hanging  # type: ignore[method-assign]
+    machine.link = Hanging
     machine.write("events.jsonl", lines(0))
     began = time.monotonic()
     async with machine.agent() as agent:
@@ -582,7 +630,7 @@ async def test_the_end_is_prompt_though_the_queue_hangs(
         await asyncio.sleep(0.2)
         began = time.monotonic()
     assert time.monotonic() - began < 5
-    machine.link = Machine.link.__get__(machine)  # type: ignore[method-assign]
+    machine.link = Machine.link.__get__(machine)
     async with machine.agent():
         await machine.has(lines(0))
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from sessionferry.agent.discover import FormatChoice, Source, default_paths, discover, slug
+from sessionferry.agent.discover import (
+    FormatChoice,
+    Source,
+    default_paths,
+    discover,
+    look,
+    slug,
+)
 from sessionferry.config import Fields, JsonLines
 from sessionferry.errors import UserError
 
@@ -208,7 +215,9 @@ def test_a_rollout_is_named_by_its_id_and_has_the_project_of_its_directory(tmp_p
     day = tmp_path / "sessions" / "2026" / "07" / "11"
     rollout(day, '{"type":"session_meta","payload":{"id":"x","cwd":"/srv/caf\\u00e9"}}\n')
     rollout(tmp_path / "archived_sessions", '{"cwd" : "C:\\\\web"}\n', name="older")
-    rollout(tmp_path / "elsewhere", "torn", name=f"rollout-x-{TWO}")
+    torn = rollout(tmp_path / "elsewhere", "torn", name=f"rollout-x-{TWO}")
+    assert len(found(tmp_path)) == 2
+    os.utime(torn, (0, 0))
     sources = found(tmp_path)
     assert names(sources) == [
         ("-", TWO, "transcript"),
@@ -222,6 +231,10 @@ def test_a_rollout_keeps_its_project_while_it_grows(tmp_path: Path) -> None:
     path = rollout(tmp_path, "")
     with pytest.raises(UserError, match="no sessions"):
         found(path)
+    path.write_text('{"type":"session_meta","payload":{"cw')
+    with pytest.raises(UserError, match="no sessions"):
+        found(path)
+    path.write_text("")
     first = '{"type":"session_meta","payload":{"cwd":"/srv/app","base_instructions":"'
     for more in (first, "x" * 70_000, '"}}\n', '{"payload":{"cwd":"/other"}}\n'):
         with path.open("a") as file:
@@ -231,8 +244,10 @@ def test_a_rollout_keeps_its_project_while_it_grows(tmp_path: Path) -> None:
 
 def test_a_rollout_that_is_being_archived_is_seen_once(tmp_path: Path) -> None:
     for folder in ("archived_sessions", "sessions/2026/07/11"):
-        rollout(tmp_path / folder, '{"cwd":"/srv/app"}\n')
-    assert len(found(tmp_path)) == 1
+        newest = rollout(tmp_path / folder, '{"cwd":"/srv/app"}\n')
+        os.utime(newest)
+        (source,) = found(tmp_path)
+        assert source.path == newest
 
 
 def test_a_rollout_that_was_compressed_is_the_same_session(tmp_path: Path) -> None:
@@ -326,14 +341,57 @@ def test_one_file_has_one_key_however_it_is_reached(
 # ------------------------------------------------------------ refusals
 
 
-def test_two_files_of_one_stream_are_refused(tmp_path: Path) -> None:
+def test_of_two_files_of_one_stream_one_is_found_and_the_other_named(tmp_path: Path) -> None:
     for home in ("one", "two"):
         write(tmp_path / home / "projects" / "-p" / "sessions" / "s1", "events.jsonl")
-    with pytest.raises(UserError) as raised:
-        found(tmp_path)
-    assert "one/projects" in str(raised.value)
-    assert "two/projects" in str(raised.value)
-    assert "Ship one of them" in str(raised.value)
+    problems: list[str] = []
+    (source,) = discover([tmp_path], USER, None, problem=problems.append)
+    (said,) = problems
+    assert source.path.is_relative_to(tmp_path / "one")
+    assert said.startswith(f"{tmp_path / 'two'}/")
+    assert said.endswith(f"it is the same stream as {source.path}")
+
+
+def test_what_cannot_be_looked_into_hides_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = write(tmp_path / "home" / "p" / "sessions" / "s1", "events.jsonl")
+    shut = tmp_path / "shut" / "home"
+    real = Path.stat
+
+    def stat(path: Path, **how: bool) -> os.stat_result:  # root can look into everything
+        if path == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    for find in (discover, look):
+        problems: list[str] = []
+        (source,) = find([shut, tmp_path / "home"], USER, None, problem=problems.append)
+        assert source.path == session / "events.jsonl"
+        assert problems == [f"{shut}: Permission denied"]
+    with pytest.raises(UserError, match="Permission denied"):
+        discover([shut], USER, None)
+
+
+def test_sub_agents_in_very_deep_folders_keep_names_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "projects" / "-srv-app" / ONE / "subagents"
+    for name in ("a" * 240, "b" * 240, "c" * 240, "d" * 240, "e" * 240):
+        folder /= name
+    write(folder, "journal.jsonl", "other.jsonl", "agent-1.meta.json")
+    sources = found(tmp_path)
+    assert len({source.key for source in sources}) == 3
+    assert all(len(source.key.session_id) <= 1024 for source in sources)
+
+
+def test_a_key_that_cannot_be_is_named_and_stops_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "sessions" / "s1", "events.jsonl")
+    bad = write(tmp_path / "bad", "a.jsonl") / "a.jsonl"
+    described = [JsonLines(paths=(bad,), project="nul\0")]
+    problems: list[str] = []
+    (source,) = discover([tmp_path], USER, None, described, problems.append)
+    assert source.key.session_id == "s1"
+    assert problems == [f"{bad}: project_slug holds a NUL character, which not every store takes."]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

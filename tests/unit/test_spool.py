@@ -220,6 +220,17 @@ def test_errors_last_until_the_file_is_read_on(path: Path) -> None:
     spool.close()
 
 
+def test_errors_of_files_that_are_gone_are_forgotten(path: Path, tmp_path: Path) -> None:
+    spool = Spool(path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    spool.fail(EVENTS, loop, "Too many levels of symbolic links")
+    spool.fail(OTHER, tmp_path / "gone", "Permission denied")
+    spool.heal_gone()
+    assert [error[0] for error in spool.errors().values()] == [str(loop)]
+    spool.close()
+
+
 def test_a_path_that_is_not_text_can_be_kept(path: Path) -> None:
     spool = Spool(path)
     made = Step()

@@ -40,7 +40,7 @@ COMMIT_BYTES = 1024 * 1024
 COMMIT_SECONDS = 0.5
 """How long a batch may wait for that sync."""
 SURE_BYTES = 4 * 1024 * 1024
-"""A rewritable file is compared from its start whenever it changed, up to this size."""
+"""A file is compared from its start whenever it changed, up to this size."""
 SURE_SECONDS = 600.0
 """How often a larger one is."""
 END_BYTES = 64 * 1024
@@ -156,6 +156,7 @@ class Collector:
         try:
             if not self._gate.admits(source):
                 self.report.unchanged += 1
+                self._memory.heal(file_id)
                 return True
             if content is not None:
                 self._read(source, file_id, content)
@@ -293,7 +294,7 @@ class Collector:
         """Hash what was read already; None if the file does not begin with it any more.
 
         What this process read itself, and what nobody put another file in the place of, need not be
-        read again each time: its end is compared. Rewritable files are trusted less.
+        read again each time: of a large file its end is compared, and all of it now and then.
         """
         seen = self._seen.get(file.id)
         if seen is not None and seen.offset == known.offset and self._may_trust(file, seen):
@@ -310,8 +311,6 @@ class Collector:
     def _may_trust(self, file: "_File", seen: "_Seen") -> bool:
         if seen.inode != file.state.inode or file.state.size < seen.offset:
             return False
-        if not file.source.is_rewritable:
-            return True
         if seen.offset <= SURE_BYTES or self._is_quiet(file.state):
             return False
         return time.monotonic() - seen.compared_at < SURE_SECONDS
@@ -344,7 +343,7 @@ class Collector:
             return False
         has_rest = known.size > known.offset and not known.tail_sha256
         seen = self._seen.get(file.id)
-        is_unsure = file.source.is_rewritable and seen is not None and seen.is_trusted
+        is_unsure = seen is not None and seen.is_trusted
         return not ((has_rest or is_unsure) and self._is_quiet(state))
 
     def _is_quiet(self, state: "_State") -> bool:

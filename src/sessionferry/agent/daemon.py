@@ -180,6 +180,7 @@ class Agent:
     async def _scan(self) -> None:
         try:
             await asyncio.to_thread(self._tail.scan)
+            await asyncio.to_thread(self._spool.heal_gone)
         except OSError as error:
             # A folder that cannot be entered now may be open to us at the next look.
             log.warning("the files could not be looked for: %s", error)

@@ -3,7 +3,7 @@
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,21 +14,30 @@ from sessionferry.agent.layouts import (
     FormatChoice,
     Found,
     Role,
+    fitting,
     plain,
     slug,
     text,
 )
 from sessionferry.config import JsonLines
-from sessionferry.errors import UserError
+from sessionferry.errors import BadIdentity, UserError
 from sessionferry.identity import SessionKey, Stream
 
 log = logging.getLogger(__name__)
+
+Problem = Callable[[str], None]
+"""Takes a sentence about a file or folder that is left out; it begins with the path."""
 
 NO_HOMES = (
     "No tool has sessions in its usual place (~/.amplifier, ~/.claude/projects, ~/.codex); "
     "name the folders or files."
 )
 _TOOLS = {"amplifier": "Amplifier", "claude_code": "Claude Code", "codex": "Codex"}
+
+
+def warn(sentence: str) -> None:
+    """Note in the log what is left out."""
+    log.warning("left out: %s", sentence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,11 @@ class Source:
         return self.role == "transcript"
 
     @property
+    def is_log(self) -> bool:
+        """Whether another file in its place goes on where this one ended, as after a rotation."""
+        return self.role == "events" or self.format == "jsonl"
+
+    @property
     def file_name(self) -> str:
         """The file's own name, as an export gives it back."""
         return text(self.path.name.removesuffix(".backup").removesuffix(PACKED))
@@ -65,20 +79,24 @@ def discover(
     user_id: str,
     file_format: FormatChoice | None,
     described: Sequence[JsonLines] = (),
+    problem: Problem = warn,
 ) -> list[Source]:
     """Find the files below the given paths, metadata first within a session, parents first.
 
     With a format, only its files, also out of their usual places. What is `described` are the files
-    of a tool that is not known here: below its paths, every JSON Lines file. Raises `UserError`
-    when a path does not exist or nothing is found, and when two files would be the same stream.
+    of a tool that is not known here: below its paths, every JSON Lines file. `problem` is told of
+    what cannot be read, and of files that would be the same stream as another one; the others are
+    found all the same. Raises `UserError` when a path does not exist or nothing is found.
     """
     for path in paths:
-        if not path.exists():
+        if not _exists(path):
             raise UserError(f"There is no file or folder {path}.")
-    sources = _found(paths, user_id, file_format, described)
+    problems: list[str] = []
+    sources = _Search(user_id, file_format, described, problems.append).found(paths)
     if not sources:
-        raise UserError(_nothing_found(paths, file_format))
-    _refuse_clashes(sources)
+        raise UserError("\n       ".join([_nothing_found(paths, file_format), *problems]))
+    for sentence in problems:
+        problem(sentence)
     return sources
 
 
@@ -87,33 +105,11 @@ def look(
     user_id: str,
     file_format: FormatChoice | None,
     described: Sequence[JsonLines] = (),
+    problem: Problem = warn,
 ) -> list[Source]:
-    """Find the files while tools are at work: paths may come later, and nothing may be there yet.
-
-    Of two files that would be the same stream the first counts, and the other is named in the log.
-    """
-    first: dict[tuple[SessionKey, Role], Source] = {}
-    there = [path for path in paths if path.exists()]
-    for source in _found(there, user_id, file_format, described):
-        other = first.setdefault((source.key, source.role), source)
-        if other is not source:
-            log.warning("%s is left out: %s is the same stream", source.path, other.path)
-    return list(first.values())
-
-
-def _found(
-    paths: list[Path],
-    user_id: str,
-    file_format: FormatChoice | None,
-    described: Sequence[JsonLines],
-) -> list[Source]:
-    found: dict[Path, Source] = {}
-    tools = [_Described(entry) for entry in described] if file_format in (None, "jsonl") else []
-    for path in paths:
-        # One file has one name, however it was reached: its key is made of it.
-        for source in _below(path.resolve(), user_id, file_format, tools):
-            found.setdefault(source.path, source)
-    return sorted(_without_copies(found.values()), key=_order)
+    """Find the files while tools are at work: paths may come later, nothing may be there yet."""
+    there = [path for path in paths if _exists(path)]
+    return _Search(user_id, file_format, described, problem).found(there)
 
 
 def default_paths(file_format: FormatChoice | None = None) -> list[Path]:
@@ -127,23 +123,87 @@ def homes(file_format: FormatChoice | None = None) -> list[Path]:
     return [home for layout in asked for home in layout.homes()]
 
 
-def _below(
-    path: Path, user_id: str, file_format: FormatChoice | None, tools: "list[_Described]"
-) -> Iterator[Source]:
-    asked = file_format is not None
-    if not path.is_dir() and (file_format == "jsonl" or any(tool.has(path) for tool in tools)):
-        yield _described(_source(plain(path), user_id, "jsonl"), tools)
-        return
-    folders = _folders(path) if path.is_dir() else [(path.parent, [path.name])]
-    formats: Iterable[FormatChoice] = [file_format] if file_format else LAYOUTS
-    for folder, names in folders:
-        theirs = [name for name in names if any(tool.has(folder / name) for tool in tools)]
-        for found in LAYOUTS["jsonl"].find(folder, theirs, True):
-            yield _described(_source(found, user_id, "jsonl"), tools)
-        others = [name for name in names if name not in theirs] if theirs else names
-        for one in formats:
-            for found in LAYOUTS[one].find(folder, others, asked):
-                yield _source(found, user_id, one)
+class _Search:
+    """One look for files; what is in the way of some does not hide the others."""
+
+    def __init__(
+        self,
+        user_id: str,
+        file_format: FormatChoice | None,
+        described: Sequence[JsonLines],
+        problem: Problem,
+    ) -> None:
+        self._user_id = user_id
+        self._format = file_format
+        self._tools = [_Described(entry) for entry in described] if _takes_any(file_format) else []
+        self._problem = problem
+
+    def found(self, paths: list[Path]) -> list[Source]:
+        found: dict[Path, Source] = {}
+        for path in paths:
+            try:
+                # One file has one name, however it was reached: its key is made of it.
+                for source in self._below(path.resolve()):
+                    found.setdefault(source.path, source)
+            except OSError as error:
+                self._problem(f"{path}: {error.strerror}")
+        return sorted(self._without_clashes(_without_copies(found.values())), key=_order)
+
+    def _below(self, path: Path) -> Iterator[Source]:
+        asked = self._format is not None
+        if not path.is_dir() and (self._format == "jsonl" or self._tool_of(path)):
+            yield from self._described(plain(path))
+            return
+        folders = self._folders(path) if path.is_dir() else [(path.parent, [path.name])]
+        formats: Iterable[FormatChoice] = [self._format] if self._format else LAYOUTS
+        for folder, names in folders:
+            theirs = [name for name in names if self._tool_of(folder / name)]
+            for found in LAYOUTS["jsonl"].find(folder, theirs, True):
+                yield from self._described(found)
+            others = [name for name in names if name not in theirs] if theirs else names
+            for one in formats:
+                for found in LAYOUTS[one].find(folder, others, asked):
+                    yield from self._source(found, one)
+
+    def _folders(self, path: Path) -> Iterator[tuple[Path, list[str]]]:
+        """Walk down without following links, so that a loop of links cannot trap us."""
+        for folder, inner, names in os.walk(path, followlinks=False, onerror=self._unreadable):
+            inner[:] = sorted(name for name in inner if name not in NOT_SESSIONS)
+            yield Path(folder), [name for name in names if _may_be_file(Path(folder, name))]
+
+    def _unreadable(self, error: OSError) -> None:
+        self._problem(f"{error.filename}: {error.strerror}")
+
+    def _source(
+        self, found: Found, file_format: str, tool: "_Described | None" = None
+    ) -> Iterator[Source]:
+        try:
+            key = SessionKey(self._user_id, found.project, found.session)
+        except BadIdentity as error:
+            self._problem(f"{found.path}: {error}")
+            return
+        fields = tool.fields if tool else ()
+        yield Source(found.path, key, found.role, file_format, found.is_child, fields)
+
+    def _described(self, found: Found) -> Iterator[Source]:
+        """Say of a file what the first description that holds for it says."""
+        tool = self._tool_of(found.path)
+        if tool is not None and tool.project:
+            found = replace(found, project=tool.project, session=tool.session(found))
+        yield from self._source(found, "jsonl", tool)
+
+    def _tool_of(self, path: Path) -> "_Described | None":
+        return next((tool for tool in self._tools if tool.has(path)), None)
+
+    def _without_clashes(self, sources: list[Source]) -> Iterator[Source]:
+        """Leave out a file that would be the same stream as one before it."""
+        seen: dict[tuple[SessionKey, Role], Path] = {}
+        for source in sources:
+            other = seen.setdefault((source.key, source.role), source.path)
+            if other == source.path:
+                yield source
+            else:
+                self._problem(f"{source.path}: it is the same stream as {other}")
 
 
 class _Described:
@@ -157,38 +217,11 @@ class _Described:
     def has(self, path: Path) -> bool:
         return any(path.is_relative_to(root) for root in self._roots)
 
-    def session(self, source: Source) -> str:
+    def session(self, found: Found) -> str:
         """Name a session by its folders, too: all of them are one project."""
-        root = next(root for root in self._roots if source.path.is_relative_to(root))
-        folders = source.path.relative_to(root).parts[:-1]
-        return "_".join((*map(text, folders), source.key.session_id))
-
-
-def _described(source: Source, tools: list[_Described]) -> Source:
-    """Say of a file what the first description that holds for it says."""
-    tool = next((tool for tool in tools if tool.has(source.path)), None)
-    if tool is None:
-        return source
-    key = source.key
-    if tool.project:
-        key = replace(key, project_slug=tool.project, session_id=tool.session(source))
-    return replace(source, key=key, fields=tool.fields)
-
-
-def _source(found: Found, user_id: str, file_format: str) -> Source:
-    key = SessionKey(user_id, found.project, found.session)
-    return Source(found.path, key, found.role, file_format, found.is_child)
-
-
-def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Walk down without following links, so that a loop of links cannot trap us."""
-    for folder, inner, names in os.walk(path, followlinks=False, onerror=_report):
-        inner[:] = sorted(name for name in inner if name not in NOT_SESSIONS)
-        yield Path(folder), [name for name in names if _may_be_file(Path(folder, name))]
-
-
-def _report(error: OSError) -> None:
-    log.warning("a folder cannot be read: %s", error)
+        root = next(root for root in self._roots if found.path.is_relative_to(root))
+        folders = found.path.relative_to(root).parts[:-1]
+        return fitting("_".join((*map(text, folders), found.session)))
 
 
 def _may_be_file(path: Path) -> bool:
@@ -201,24 +234,37 @@ def _may_be_file(path: Path) -> bool:
         return True
 
 
+def _takes_any(file_format: FormatChoice | None) -> bool:
+    return file_format in (None, "jsonl")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # What may not be looked at is a problem of its own, which the search names.
+        return True
+
+
 def _without_copies(sources: Iterable[Source]) -> list[Source]:
-    """Leave out what is seen twice because Codex moves or packs a file while folders are read."""
+    """Leave out what is seen twice because Codex moves or packs a file while folders are read.
+
+    Should both stay, the plain one counts, and of two such the one that was written last.
+    """
     kept: dict[tuple[SessionKey, Role, str], Source] = {}
-    for source in sorted(sources, key=lambda source: is_packed(source.path)):
+    for source in sources:
         name = source.file_name if source.format == "codex" else str(source.path)
-        kept.setdefault((source.key, source.role, name), source)
+        there = kept.setdefault((source.key, source.role, name), source)
+        if there is not source and _freshness(source) > _freshness(there):
+            kept[source.key, source.role, name] = source
     return list(kept.values())
 
 
-def _refuse_clashes(sources: Iterable[Source]) -> None:
-    seen: dict[tuple[SessionKey, Role], Path] = {}
-    for source in sources:
-        other = seen.setdefault((source.key, source.role), source.path)
-        if other != source.path:
-            raise UserError(
-                f"{other} and {source.path} would be the same stream of session "
-                f"{source.key.session_id} in project {source.key.project_slug}. Ship one of them."
-            )
+def _freshness(source: Source) -> tuple[bool, int]:
+    try:
+        return not is_packed(source.path), source.path.stat().st_mtime_ns
+    except OSError:
+        return False, 0
 
 
 def _order(source: Source) -> tuple[str, bool, str, bool, str]:
@@ -241,6 +287,7 @@ def _nothing_found(paths: list[Path], file_format: FormatChoice | None) -> str:
 __all__ = [
     "NO_HOMES",
     "FormatChoice",
+    "Problem",
     "Role",
     "Source",
     "default_paths",
@@ -248,4 +295,5 @@ __all__ = [
     "homes",
     "look",
     "slug",
+    "warn",
 ]

@@ -16,6 +16,7 @@ Codex's files may be compressed: `rollout-TIME-SESSION.jsonl.zst`.
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ _CODEX_ID = re.compile(rf".*({_UUID})", re.IGNORECASE)
 _CODEX_DAY = re.compile(r"sessions/\d{4}/\d\d/\d\d")
 _CODEX_CWD = re.compile(rb'"cwd"\s*:\s*("(?:[^"\\]|\\.)*")')
 _FIRST_BYTES = 64 * 1024
+_TORN_SECONDS = 300.0
 _JSONL_ENDINGS = (".jsonl", ".ndjson")
 _NO_PROJECT = "-"
 
@@ -121,13 +123,13 @@ def _sub_agents(folder: Path, names: list[str], asked: bool) -> Iterator[Found]:
     project, parent = text(folder.parts[at - 2]), text(folder.parts[at - 1])
     for name in sorted(names):
         if match := _CLAUDE_METADATA.fullmatch(name):
-            session = f"{parent}_{text(match[1])}"
+            session = fitting(f"{parent}_{text(match[1])}")
             yield Found(folder / name, project, session, "metadata", is_child=True)
         elif name.endswith(".jsonl"):
             # An agent's name is its own; a workflow's journal is named by its folder.
             stem = text(Path(name).stem)
             own = [stem] if stem.startswith("agent-") else [*folder.parts[at + 1 :], stem]
-            session = "_".join([parent, *map(text, own)])
+            session = fitting("_".join([parent, *map(text, own)]))
             yield Found(folder / name, project, session, is_child=True)
 
 
@@ -160,19 +162,29 @@ def _is_doubled(name: str, names: list[str]) -> bool:
 def _codex_project(path: Path) -> str | None:
     """Name the project by the directory in the file's first line, which is never written again.
 
-    None for a file that is still empty: nothing of it can be lost, and its project is not known.
+    None for a file whose first line is still being written: its project is not known yet.
     """
     try:
         start = beginning(path, _FIRST_BYTES)
     except (OSError, Unreadable):
         return _NO_PROJECT
-    match = _CODEX_CWD.search(start.partition(b"\n")[0])
+    first_line, newline, _ = start.partition(b"\n")
+    match = _CODEX_CWD.search(first_line)
     if match is None:
-        return _NO_PROJECT if start else None
+        is_whole = newline or len(start) == _FIRST_BYTES or (start and _is_old(path))
+        return _NO_PROJECT if is_whole else None
     try:
         return slug(orjson.loads(match[1]))
     except orjson.JSONDecodeError:
         return _NO_PROJECT
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody has written for so long that the file is as it will be."""
+    try:
+        return time.time() - path.stat().st_mtime > _TORN_SECONDS
+    except OSError:
+        return False
 
 
 def _jsonl(folder: Path, names: list[str], asked: bool) -> Iterator[Found]:
@@ -203,10 +215,15 @@ def slug(folder: Path | str) -> str:
     plain_name = text(str(folder)).removeprefix("\\\\?\\")
     name = re.sub(r"[/\\]", "-", plain_name).replace(":", "")
     name = name if name.startswith("-") else f"-{name}"
+    short = fitting(name)
+    return name if short == name else f"-{short}"
+
+
+def fitting(name: str) -> str:
+    """Shorten a name that is too long for a key: rare, so that a digest and its end will do."""
     if len(name.encode()) <= MAX_PART_BYTES:
         return name
-    # Names of this length are rare; their end tells them apart best, and the digest for certain.
-    return f"-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-200:]}"
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{name[-200:]}"
 
 
 def text(name: str) -> str:

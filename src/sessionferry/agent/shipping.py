@@ -85,6 +85,7 @@ class Shipper:
             await asyncio.wait({collecting})
 
     def _collect(self, sources: list[Source]) -> Report:
+        self._spool.heal_gone()
         try:
             return self._collector.collect(sources)
         except Stopped:

@@ -6,6 +6,7 @@ whatever ends the process. A batch is removed once the queue has taken it.
 """
 
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -280,6 +281,13 @@ class Spool:
         with suppress(SpoolFull), self._guarded():
             named = (file.key.partition_key, file.role)
             self._db.execute("DELETE FROM errors WHERE partition_key = ? AND role = ?", named)
+
+    def heal_gone(self) -> None:
+        """Forget why files were not read on that are not there any more."""
+        with suppress(SpoolFull), self._guarded():
+            rows = self._db.execute("SELECT partition_key, role, path FROM errors").fetchall()
+            gone = [(key, role) for key, role, path in rows if not os.path.lexists(path)]
+            self._db.executemany("DELETE FROM errors WHERE partition_key = ? AND role = ?", gone)
 
     # ------------------------------------------------------------ sending
 

@@ -48,6 +48,11 @@ class Seen(NamedTuple):
     size: int
     modified_ns: int
 
+    @classmethod
+    def of(cls, state: os.stat_result) -> "Seen":
+        """Read what a call of `stat` returned."""
+        return cls((state.st_dev, state.st_ino), state.st_size, state.st_mtime_ns)
+
 
 @dataclass(slots=True)
 class Followed:
@@ -160,6 +165,8 @@ class Tail:
         found: list[Due] = []
         for followed in files:
             followed.begun_at = now
+            # Another file may be in its place since the last look.
+            self._look(followed, now)
             found += self._of(followed)
         return found
 
@@ -192,14 +199,18 @@ class Tail:
         except OSError:
             # Gone for a moment, as in an atomic replacement, or for good: the scan will tell.
             return
-        seen = Seen((state.st_dev, state.st_ino), state.st_size, state.st_mtime_ns)
+        seen = Seen.of(state)
         if not self._begun:
             followed.due_at = now
             quiet_for = max(time.time() - state.st_mtime, 0)
             if quiet_for < self._timing.quiet_seconds:
                 followed.quiet_at = now + self._timing.quiet_seconds - quiet_for + CLOCK_SECONDS
             followed.seen = seen
-        elif followed.notice(seen, now, self._timing):
+            return
+        before = followed.seen
+        if followed.notice(seen, now, self._timing):
+            if before is not None and before.inode != seen.inode and followed.source.is_log:
+                self._hold_moved(path, before.inode)
             self._hold(followed.source)
 
     def _of(self, followed: Followed) -> list[Due]:
@@ -215,7 +226,7 @@ class Tail:
         was_there = os.fstat(held.fileno())
         if (was_there.st_dev, was_there.st_ino) == (now_there.st_dev, now_there.st_ino):
             return [Due(followed.source)]
-        if followed.source.is_rewritable:
+        if not followed.source.is_log:
             # The tool replaced its own file: the new one says all that the old one said.
             return [Due(followed.source)]
         return [Due(followed.source, held), Due(followed.source)]
@@ -230,17 +241,35 @@ class Tail:
         with suppress(OSError):
             self._held[path] = open_shared(path)
 
+    def _hold_moved(self, path: Path, inode: tuple[int, int]) -> None:
+        """Open what was in this place, if it lies beside it under another name: a rotation."""
+        if path in self._held:
+            return
+        with suppress(OSError), os.scandir(path.parent) as entries:
+            for entry in entries:
+                # Not `entry.inode()`: an overlay's folders may tell another one than its files.
+                state = Path(entry.path).stat(follow_symlinks=False)
+                if (state.st_dev, state.st_ino) == inode:
+                    self._held[path] = open_shared(Path(entry.path))
+                    return
+
     def _release(self, path: Path) -> None:
         held = self._held.pop(path, None)
         if held is not None:
             held.close()
 
     def _lose(self, path: Path) -> None:
-        """Forget a file that is gone; one that is held open is read to its end first."""
+        """Forget a file that is gone; what can still be read of it is read to its end first."""
         followed = self._files[path]
-        if path in self._held and followed.due_at is not None:
-            followed.due_at = self._clock()
-            return
+        if followed.source.is_log and followed.seen is not None:
+            self._hold_moved(path, followed.seen.inode)
+        held = self._held.get(path)
+        if held is not None:
+            seen = Seen.of(os.fstat(held.fileno()))
+            if followed.due_at is not None or seen != followed.read:
+                followed.seen = seen
+                followed.due_at = self._clock()
+                return
         self._release(path)
         del self._files[path]
 

@@ -8,7 +8,15 @@ import typer
 
 from sessionferry import telemetry
 from sessionferry.agent.collecting import Report, planned_bytes
-from sessionferry.agent.discover import NO_HOMES, FormatChoice, Source, default_paths, discover
+from sessionferry.agent.discover import (
+    NO_HOMES,
+    FormatChoice,
+    Problem,
+    Source,
+    default_paths,
+    discover,
+    warn,
+)
 from sessionferry.agent.gate import OPEN, Checked
 from sessionferry.agent.rehearsal import rehearse
 from sessionferry.agent.shipping import Shipper
@@ -62,7 +70,8 @@ def ship(
     chosen = settings(data)
     gate = gate_of(chosen, lasts=not dry_run)
     identity = Identity.as_it_is(chosen) if dry_run else Identity.from_settings(chosen)
-    sources = sources_of(chosen, identity, paths, file_format)
+    problems: list[str] = []
+    sources = sources_of(chosen, identity, paths, file_format, problems.append)
     if dry_run:
         report = _rehearse(chosen, gate, identity, sources, resend=resend, supersede=supersede)
     else:
@@ -72,6 +81,7 @@ def ship(
                     chosen, identity, sources, gate=gate, resend=resend, supersede=supersede
                 )
             )
+    report.failed = problems + report.failed
     _print(report, as_json=as_json, dry_run=dry_run)
     if report.failed:
         raise typer.Exit(1)
@@ -85,16 +95,20 @@ def gate_of(chosen: Settings, *, lasts: bool = True) -> Checked:
 
 
 def sources_of(
-    chosen: Settings, identity: Identity, paths: list[Path], file_format: FormatChoice | None
+    chosen: Settings,
+    identity: Identity,
+    paths: list[Path],
+    file_format: FormatChoice | None,
+    problem: Problem = warn,
 ) -> list[Source]:
     """Find the files: below the given paths, else the configured ones, else where tools put them.
 
-    Raises `UserError` when there are none.
+    `problem` is told what is left out. Raises `UserError` when there are no files.
     """
     wanted = paths or configured_roots(chosen, file_format, default_paths(file_format))
     if not wanted:
         raise UserError(NO_HOMES)
-    return discover(wanted, identity.user_id, file_format, chosen.file().sources.jsonl)
+    return discover(wanted, identity.user_id, file_format, chosen.file().sources.jsonl, problem)
 
 
 def configured_roots(
