@@ -1,6 +1,7 @@
 """The watching agent is killed at random while its files grow, are rewritten and replaced.
 
-FERRY_CHAOS_SEED=… repeats a run's decisions; FERRY_CHAOS_KILLS=… sets the length of the long form.
+FERRY_CHAOS_SEED=… repeats a run's decisions; FERRY_CHAOS_KILLS=… sets the length of the long form,
+and FERRY_CHAOS_MEGABYTES=… the size of its fleet.
 """
 
 import os
@@ -14,10 +15,12 @@ import pytest
 
 from sessionferry.simulate import FleetPlan, simulate
 from support.commands import CommandServer
+from support.growing import grow
 from support.stack import Ferry, RunningStack, wait_for
 
 SHORT_KILLS = 6
 LONG_KILLS = 200
+LONG_MEGABYTES = 40
 HASTE = {
     "FERRY_LIVE_SECONDS": "0.1",
     "FERRY_LIVE_KB": "20",
@@ -27,7 +30,8 @@ HASTE = {
     "FERRY_IDLE_SECONDS": "1",
 }
 LIFE = 1.2
-"""Seconds at most between the agent's first word and its end."""
+"""Seconds at most between the agent's first word and its end; more where there is more to read."""
+MEGABYTES_A_SECOND = 150
 
 
 @pytest.mark.timeout(280)
@@ -36,10 +40,11 @@ def test_kills_of_the_agent_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_many_kills_of_the_agent(tmp_path: Path) -> None:
     kills = int(os.environ.get("FERRY_CHAOS_KILLS", str(LONG_KILLS)))
-    _Run(tmp_path, kills=kills, megabytes=40).run()
+    megabytes = int(os.environ.get("FERRY_CHAOS_MEGABYTES", str(LONG_MEGABYTES)))
+    _Run(tmp_path, kills=kills, megabytes=megabytes).run()
 
 
 class _Run:
@@ -49,6 +54,7 @@ class _Run:
         self.seed = int(os.environ.get("FERRY_CHAOS_SEED") or time.time_ns() % 10**9)
         self.rng = random.Random(self.seed)
         self.kills = kills
+        self.life = LIFE + megabytes / MEGABYTES_A_SECOND
         self.folder = folder
         self.whole, self.live = folder / "whole", folder / "live"
         simulate(self.whole, FleetPlan(seed=self.seed, target_bytes=megabytes * 1_000_000))
@@ -77,8 +83,8 @@ class _Run:
         try:
             assert agent.stdout is not None
             assert agent.stdout.readline().startswith(b"Following")
-            end = time.monotonic() + self.rng.uniform(0, LIFE)
-            self._grow(share)
+            end = time.monotonic() + self.rng.uniform(0, self.life)
+            grow(self.whole, self.live, share)
             while time.monotonic() < end:
                 self._rewrite(self.rng.choice(self.rewritten))
                 time.sleep(0.1)
@@ -87,18 +93,6 @@ class _Run:
             agent.wait()
             if agent.stdout is not None:
                 agent.stdout.close()
-
-    def _grow(self, share: float) -> None:
-        """Let every file grow to about this share of its bytes, mostly to amid a line."""
-        for path in self.whole.rglob("*.json*"):
-            if path.name == "oracle.json":
-                continue
-            content = path.read_bytes()
-            live = self.live / path.relative_to(self.whole)
-            live.parent.mkdir(parents=True, exist_ok=True)
-            end = len(content) if path.name == "metadata.json" else round(len(content) * share)
-            with live.open("ab") as file:
-                file.write(content[file.tell() : end])
 
     def _session(self, name: str) -> Path:
         return self.live / "projects" / "-rewritten" / "sessions" / name / "transcript.jsonl"
@@ -126,7 +120,7 @@ class _Run:
     def _settle(self, ferry: Ferry) -> None:
         agent: subprocess.Popen[bytes] = ferry.start("ship", self.live, "--watch")
         try:
-            found = ferry.wait(self.live, "--bytes", seconds=150)
+            found = ferry.wait(self.live, "--bytes", seconds=900)
             assert sum(int(finding["conflicts"]) for finding in found) == 0
             ledger = ferry.run("status", self.live, "--json").json["ledger"]
             assert ledger["read"] == ledger["sent"] == sum(int(one["lines"]) for one in found)
