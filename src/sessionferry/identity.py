@@ -10,6 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import unquote
 
 from sessionferry.errors import BadIdentity
 
@@ -60,6 +61,12 @@ class SessionKey:
     def partition_key(self) -> str:
         """The key of all documents of this session, e.g. `user-123|my-project|sess-abc`."""
         return partition_key(self.user_id, self.project_slug, self.session_id)
+
+    @classmethod
+    def of(cls, partition_key: str) -> "SessionKey | None":
+        """Return whose partition key this is; None where a part was too long to be kept in it."""
+        key = cls(*(unquote(part) for part in partition_key.split(SEPARATOR)))
+        return key if key.partition_key == partition_key else None
 
 
 def check_part(name: str, value: str) -> str:

@@ -32,6 +32,13 @@ def test_a_partition_key_is_the_documented_one() -> None:
     assert key.partition_key == "user-123|my-project|sess-abc"
 
 
+@given(session_keys)
+def test_whose_a_partition_key_is_can_be_read_off_it(key: SessionKey) -> None:
+    # A doubled sign stands where a part was too long.
+    is_whole = "%%" not in key.partition_key
+    assert SessionKey.of(key.partition_key) == (key if is_whole else None)
+
+
 @pytest.mark.parametrize(
     ("stream", "generation", "sequence", "expected"),
     [

@@ -11,6 +11,7 @@ from sessionferry.agent.discover import Source, look
 from sessionferry.agent.retention import CLAUDE_DAYS, days_kept, days_left
 from sessionferry.agent.spool import FileId, Known, Spool, Step
 from sessionferry.agent.status import FileStatus, take_status
+from sessionferry.identity import SessionKey
 from sessionferry.packing import Place, pack_whole
 from support.strategies import header
 
@@ -33,11 +34,16 @@ def claude(home: Path, *, age_days: float = 0) -> Source:
     return source
 
 
-def read(spool: Spool, source: Source, *, size: int, spooled: int = 0) -> None:
+def read(spool: Spool, source: Source, *, size: int, spooled: int = 0, generation: int = 0) -> None:
     """Note that a file was read up to a size, of which some lines wait."""
     state = source.path.stat()
     known = Known(
-        offset=size, sent=Place(size, 10), filtered=2, size=size, modified_ns=state.st_mtime_ns
+        generation,
+        offset=size,
+        sent=Place(size, 10),
+        filtered=2,
+        size=size,
+        modified_ns=state.st_mtime_ns,
     )
     step = Step()
     file = FileId(source.key, source.role)
@@ -99,6 +105,50 @@ def test_errors_and_files_that_are_gone_are_named(tmp_path: Path, spool: Spool) 
     source.path.unlink()
     spool.heal(FileId(source.key, source.role))
     assert only(spool, source).error == "No such file or directory"
+
+
+def elsewhere(folder: Path, name: str, size: int = 20) -> Source:
+    path = folder / f"{name}.jsonl"
+    path.write_bytes(b"x" * size)
+    return Source(path, SessionKey("user-123", "-elsewhere", name), "transcript", "jsonl")
+
+
+def test_files_that_were_shipped_from_elsewhere_are_looked_at_too(
+    tmp_path: Path, spool: Spool
+) -> None:
+    usual = claude(tmp_path / "home")
+    read(spool, usual, size=usual.path.stat().st_size)
+    waiting, failing, gone, lost = (elsewhere(tmp_path, name) for name in "abcd")
+    read(spool, waiting, size=20, spooled=10)
+    spool.fail(FileId(failing.key, failing.role), failing.path, "Permission denied")
+    read(spool, gone, size=20)
+    gone.path.unlink()
+    read(spool, lost, size=20, spooled=10)
+    lost.path.unlink()
+
+    found = take_status(spool, [usual], is_running=False, also=lambda _: True).files
+    assert [(one.source.path, one.spooled, one.error, one.is_settled) for one in found] == [
+        (usual.path, 0, None, True),
+        (waiting.path, 10, None, False),
+        (failing.path, 0, "Permission denied", False),
+        (lost.path, 10, None, False),
+    ]
+    assert found[1].source.key == waiting.key
+    (alone,) = take_status(spool, [usual], is_running=False).files
+    assert alone.source == usual
+
+
+def test_lines_of_another_generation_are_not_stored(tmp_path: Path, spool: Spool) -> None:
+    source = claude(tmp_path)
+    read(spool, source, size=source.path.stat().st_size, generation=7)
+    status = only(spool, source)
+    status.note_stored(6, 30, 1)
+    assert (status.stored, status.quarantined, status.is_settled) == (0, 0, False)
+    status.note_stored(7, 9, 1)
+    assert (status.stored, status.quarantined, status.is_settled) == (9, 1, True)
+    status.note_stored(8, 10, 0)
+    assert status.error == "generation 8 is stored, 7 was sent from here"
+    assert not status.is_settled
 
 
 def test_a_daemon_that_was_killed_does_not_run(spool: Spool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ _COLUMNS = ("session", "file", "read", "left out", "spooled", "sent", "stored", 
 
 def status(
     paths: list[Path] = typer.Argument(
-        None, help="Session folders or files (default: what the daemon follows)."
+        None, help="Session folders or files (default: what is followed, and all that was shipped)."
     ),
     file_format: FormatChoice | None = typer.Option(None, "--format", help="As for `ferry ship`."),
     data: Path | None = DataOption,
@@ -62,7 +63,8 @@ def status(
             usual = configured_roots(chosen, file_format, default_paths(file_format))
             described = chosen.file().sources.jsonl
             sources = look(paths or roots or usual, identity.user_id, file_format, described)
-            found = take_status(spool, sources, is_running=running)
+            also = _below([one.resolve() for one in paths or []], file_format)
+            found = take_status(spool, sources, is_running=running, also=also)
         finally:
             spool.close()
     except SpoolDamaged as error:
@@ -74,6 +76,18 @@ def status(
         print_json(_document(found, unreachable))
     else:
         _print(found, unreachable)
+
+
+def _below(paths: list[Path], file_format: FormatChoice | None) -> Callable[[Path], bool]:
+    """Say which files that were shipped from elsewhere are asked for: all, or those below paths."""
+
+    def asked(path: Path) -> bool:
+        # The spool does not know formats.
+        if file_format is not None:
+            return False
+        return not paths or any(path.is_relative_to(folder) for folder in paths)
+
+    return asked
 
 
 async def _ask_store(target: Endpoints, files: list[FileStatus]) -> str | None:
@@ -98,8 +112,8 @@ async def _ask_store(target: Endpoints, files: list[FileStatus]) -> str | None:
                         stream = status.source.stream
                         if stream is not None:
                             state = head.stream(stream)
-                            status.stored = len(state.stored)
-                            status.quarantined = len(state.quarantined)
+                            sums = len(state.stored), len(state.quarantined)
+                            status.note_stored(state.generation, *sums)
 
                 await asyncio.gather(*(ask(key) for key in by_key))
             finally:
@@ -128,7 +142,8 @@ def _document(found: Status, unreachable: str | None) -> dict[str, Any]:
                 "project_slug": status.source.key.project_slug,
                 "session_id": status.source.key.session_id,
                 "role": status.source.role,
-                "format": status.source.format,
+                "format": status.source.format or None,
+                "generation": status.generation,
                 "read": status.read,
                 "filtered": status.filtered,
                 "spooled": status.spooled,
