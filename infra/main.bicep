@@ -79,6 +79,9 @@ param archiveCoolAfterDays int = 0
 @description('Days that logs are kept.')
 param logDays int = 30
 
+@description('Share of the messages whose spans are kept, from 0 to 1. Every message has its log line in any case.')
+param traceRatio string = '0.1'
+
 @minValue(0)
 @maxValue(10000)
 @description('Most sessions that are made anew in an hour after an upgrade that makes documents differently. 0: none.')
@@ -288,6 +291,7 @@ module functions 'modules/functions.bicep' = {
     storeUrl: cosmos.outputs.storeUrl
     archiveUrl: '${archive.outputs.blobEndpoint}archive'
     inboxUrl: '${inbox.outputs.blobEndpoint}inbox'
+    traceRatio: traceRatio
     rebuildSessions: rebuildSessions
     retentionPruneDays: retentionPruneDays
     retentionPruneEvents: retentionPruneEvents

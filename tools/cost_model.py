@@ -86,6 +86,14 @@ class Habits:
     memory_gb: float = 2
     log_bytes: float = 1_500
     """Per message: one line, as it is billed."""
+    trace_ratio: float = 0.1
+    """`FERRY_TRACE_RATIO`: share of the messages whose span is kept."""
+    span_bytes: float = 1_500
+    """Per span, as it is billed."""
+    invocation_bytes: float = 1_000
+    """Per invocation: what the Functions host says of it."""
+    statements: float = 12
+    """A day: heartbeats that say what the queue took, half-hourly while something is sent."""
     months: float = 12
     """Kept so long: what is stored grows with it."""
     hot_months: float = 12
@@ -148,10 +156,14 @@ def load(machines: float, habits: Habits) -> Load:
     session = request_units.read(SESSION_BYTES) + request_units.replace(SESSION_BYTES, 18)
     document = request_units.create(int(habits.document_bytes), int(habits.indexed_values))
     heartbeat = request_units.read(2_000) + request_units.replace(2_000, 4)
+    # Written, listed, compared with the heads of both streams' session, and deleted.
+    statement = request_units.create(500, 2) + request_units.read(500) * 2
+    statement += request_units.read(HEAD_BYTES) + request_units.replace(500, 2) / 2
     units = (
         habits.lines * document
         + batches / habits.merged * (head + session)
         + heartbeats * heartbeat
+        + habits.statements * statement
     )
     return Load(
         messages=messages * machine_days,
@@ -187,6 +199,8 @@ def bill(machines: float, habits: Habits, prices: Prices) -> Bill:
     operations = max(0.0, month.messages * 3 - prices.bus_free_operations)
     invocations = month.messages / habits.invocation_messages
     seconds = invocations * habits.invocation_seconds * habits.memory_gb
+    spans = habits.trace_ratio * habits.span_bytes
+    logged = month.messages * (habits.log_bytes + spans) + invocations * habits.invocation_bytes
     archived = month.archived_bytes / GB
     hot = archived * min(habits.months, habits.hot_months)
     cool = archived * max(0.0, habits.months - habits.hot_months)
@@ -203,7 +217,7 @@ def bill(machines: float, habits: Habits, prices: Prices) -> Bill:
         ),
         archive_writes=month.archived / 10_000 * writes,
         archive_bytes=hot * prices.blob_hot_gb_month + cool * prices.blob_cool_gb_month,
-        logs=max(0.0, month.messages * habits.log_bytes / GB - prices.log_free_gb) * prices.log_gb,
+        logs=max(0.0, logged / GB - prices.log_free_gb) * prices.log_gb,
     )
 
 
@@ -215,6 +229,7 @@ CHANGES: tuple[tuple[str, dict[str, float]], ...] = (
     ("sent after 10 minutes", {"live_seconds": 600}),
     ("heartbeats every hour", {"heartbeat_seconds": 3600}),
     ("a quarter of the indexed values", {"indexed_values": 6}),
+    ("a span for every message", {"trace_ratio": 1}),
     ("512 MB instances", {"memory_gb": 0.5}),
     ("kept for 3 months", {"months": 3}),
     ("backup of 7 days", {"backup_days": 7}),

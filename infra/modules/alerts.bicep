@@ -197,26 +197,43 @@ resource logs 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = [for alert i
   }
 }]
 
-// No line means that no function runs.
-resource unwatched 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = {
-  name: 'unwatched-${token}'
+// No line means that no function runs, or that a look fails each time.
+var looks = [
+  {
+    name: 'unwatched'
+    line: 'queue watched: '
+    summary: 'The function app has not looked at its queue for half an hour.'
+    window: 'PT30M'
+    frequency: 'PT15M'
+  }
+  {
+    name: 'store-unwatched'
+    line: 'store watched: '
+    summary: 'The function app has not looked at its store for three hours: silent machines and missing lines go unseen.'
+    window: 'PT3H'
+    frequency: 'PT1H'
+  }
+]
+
+resource unwatched 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = [for look in looks: {
+  name: '${look.name}-${token}'
   location: location
   tags: tags
   kind: 'LogAlert'
   properties: {
-    displayName: 'unwatched'
-    description: 'The function app has not looked at queue and store for half an hour. ${runbooksUrl}/unwatched.md'
+    displayName: look.name
+    description: '${look.summary} ${runbooksUrl}/unwatched.md'
     severity: 1
     enabled: true
     autoMitigate: true
     skipQueryValidation: true
     scopes: [insightsId]
-    evaluationFrequency: 'PT15M'
-    windowSize: 'PT30M'
+    evaluationFrequency: look.frequency
+    windowSize: look.window
     criteria: {
       allOf: [
         {
-          query: 'traces | where message startswith "queue watched: "'
+          query: 'traces | where message startswith "${look.line}"'
           timeAggregation: 'Count'
           operator: 'LessThan'
           threshold: 1
@@ -229,4 +246,4 @@ resource unwatched 'Microsoft.Insights/scheduledQueryRules@2023-12-01' = {
     }
     actions: { actionGroups: [group.id] }
   }
-}
+}]

@@ -13,6 +13,8 @@ param queueName string
 param storeUrl string
 param archiveUrl string
 param inboxUrl string
+@description('Share of the messages whose spans are kept, from 0 to 1.')
+param traceRatio string
 param rebuildSessions int
 param retentionPruneDays int
 param retentionPruneEvents string
@@ -96,6 +98,9 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     ServiceBusConnection__clientId: clientId
     APPLICATIONINSIGHTS_CONNECTION_STRING: insightsConnection
     APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'ClientId=${clientId};Authorization=AAD'
+    // By the trace's id: whoever samples the same share elsewhere keeps the same traces.
+    OTEL_TRACES_SAMPLER: 'trace_id_ratio'
+    OTEL_TRACES_SAMPLER_ARG: traceRatio
     AZURE_CLIENT_ID: clientId
     FERRY_QUEUE: queueName
     FERRY_STORE: storeUrl

@@ -32,7 +32,7 @@ WATCHED_FOR = timedelta(hours=26)
 """Sessions whose last line is older are not looked at again: more than a day, so that each is."""
 MOST_SESSIONS = 20_000
 """Sessions that are looked at, newest first."""
-RECONCILE_SECONDS = 240.0
+RECONCILE_SECONDS = 120.0
 """How long what hosts say is compared: well below the invocation's limit of ten minutes."""
 _NAMED = 10
 

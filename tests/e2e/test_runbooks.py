@@ -68,7 +68,10 @@ def dead_letters(ferry: Ferry) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "page",
-    ["backlog", "oldest-message", "silent-host", "ledger-out-of-balance", "function-errors"],
+    [
+        *("backlog", "oldest-message", "silent-host", "ledger-out-of-balance"),
+        *("function-errors", "unwatched"),
+    ],
 )
 def test_the_commands_of_a_runbook_work(
     stack: RunningStack, ferry: Ferry, tmp_path: Path, page: str

@@ -77,7 +77,11 @@ PLATFORM_SETTINGS = {
     "APPLICATIONINSIGHTS_CONNECTION_STRING": "Functions host",
     "APPLICATIONINSIGHTS_AUTHENTICATION_STRING": "Functions host",
     "AZURE_CLIENT_ID": "azure-identity and obstore",
+    "OTEL_TRACES_SAMPLER": "azure-monitor-opentelemetry",
+    "OTEL_TRACES_SAMPLER_ARG": "azure-monitor-opentelemetry",
 }
+AZURE_SAMPLER = "trace_id_ratio"
+"""OpenTelemetry's own name, `traceidratio`, is not known to azure-monitor-opentelemetry."""
 LOCAL_SETTINGS = {"FERRY_METRICS_PORT"}
 """What is for a machine of one's own: in Azure, Application Insights takes the metrics."""
 FORBIDDEN_ON_FLEX = re.compile(
@@ -365,6 +369,8 @@ def settings(deployment: Deployment) -> Iterator[str]:
         yield f"nobody reads {name}"
     for name in sorted(set(PLATFORM_SETTINGS) - set(given)):
         yield f"the {PLATFORM_SETTINGS[name]} needs {name}"
+    if given.get("OTEL_TRACES_SAMPLER") != AZURE_SAMPLER:
+        yield "Application Insights would keep another share of the traces than was asked for"
     for name in given:
         if FORBIDDEN_ON_FLEX.fullmatch(name):
             yield f"Flex Consumption refuses {name}"

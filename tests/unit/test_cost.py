@@ -36,7 +36,13 @@ def test_the_page_is_what_the_model_computes() -> None:
 def test_the_settings_that_the_page_names_exist() -> None:
     parameters = (ROOT / "infra" / "main.parameters.json").read_text(encoding="utf-8")
     page = model.PAGE.read_text(encoding="utf-8")
-    for name in ("COSMOS_BACKUP", "COSMOS_MODE", "INSTANCE_MEMORY", "ARCHIVE_COOL_DAYS"):
+    for name in (
+        "COSMOS_BACKUP",
+        "COSMOS_MODE",
+        "INSTANCE_MEMORY",
+        "ARCHIVE_COOL_DAYS",
+        "TRACE_RATIO",
+    ):
         assert f"FERRY_{name}" in page
         assert f"${{FERRY_{name}=" in parameters
 

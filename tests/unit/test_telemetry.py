@@ -26,6 +26,7 @@ from sessionferry.host import Identity
 from sessionferry.ingest import Ingest
 from sessionferry.store.sql import SqlStore
 from support.collector import Collector
+from support.infra_policies import AZURE_SAMPLER
 from support.links import MemorySender
 from support.strategies import batch
 
@@ -223,6 +224,12 @@ try:
 except errors.UserError as error:
     print(error)
 """
+_SAMPLED = """
+from opentelemetry import trace
+from sessionferry import telemetry
+telemetry.start(None)
+print(trace.get_tracer_provider().sampler.get_description())
+"""
 _AZURE = """
 from opentelemetry import metrics, trace
 from sessionferry import telemetry
@@ -253,6 +260,12 @@ def test_prometheus_finds_the_metrics_under_their_names(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_is_one_clear_sentence(tmp_path: Path) -> None:
     assert "Set another FERRY_METRICS_PORT." in run(_TAKEN, tmp_path)
+
+
+def test_azure_keeps_the_share_of_traces_that_the_deployment_asks_for(tmp_path: Path) -> None:
+    asked = {"OTEL_TRACES_SAMPLER": AZURE_SAMPLER, "OTEL_TRACES_SAMPLER_ARG": "0.25"}
+    said = run(_SAMPLED, tmp_path, APPLICATIONINSIGHTS_CONNECTION_STRING=KEY, **asked)
+    assert said.strip() == "TraceIdRatioBased{0.25}"
 
 
 def test_azure_gets_metrics_and_traces_where_its_connection_is_set(tmp_path: Path) -> None:
