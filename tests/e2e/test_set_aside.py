@@ -187,6 +187,7 @@ def test_archived_bytes_that_no_head_counts_are_sent_home(
     path.parent.mkdir(parents=True)
     path.write_bytes(encode(made))
     assert ferry.run("orphans", "--json").json["uncounted"] == []
+    assert "may be on its way" in ferry.run("orphans", "--delete", "--days", 0, code=2).stderr
     old = time.time() - timedelta(days=ORPHAN_DAYS + 1).total_seconds()
     os.utime(path, (old, old))
     (orphan,) = ferry.run("orphans", "--json", code=3).json["uncounted"]

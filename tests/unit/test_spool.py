@@ -202,6 +202,11 @@ def test_all_is_told_again_on_demand(path: Path) -> None:
     spool.commit(step())
     said = spool.unstated("", 10**6)
     spool.state(said)
+    spool.state_anew([OTHER])
+    assert spool.unstated("", 10**6) == []
+    spool.state_anew([EVENTS])
+    assert spool.unstated("", 10**6) == said
+    spool.state(said)
     spool.state_anew()
     assert spool.unstated("", 10**6) == said
     spool.close()

@@ -9,7 +9,7 @@ from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import Checked
 from sessionferry.agent.heart import Heart
 from sessionferry.agent.sending import Link, Sending
-from sessionferry.agent.spool import Spool
+from sessionferry.agent.spool import FileId, Spool
 from sessionferry.errors import TransientError
 from sessionferry.host import Identity
 
@@ -32,9 +32,8 @@ class Shipper:
         supersede: bool = False,
         advance: Callable[[int], None] | None = None,
     ) -> None:
-        if resend:
-            spool.state_anew()
         self._spool = spool
+        self._resend = resend
         self._heart = Heart(identity)
         self._stopping = threading.Event()
         self._is_full = threading.Event()
@@ -59,6 +58,8 @@ class Shipper:
         A file that cannot be read is reported and does not stop the rest. When the link fails, what
         was read stays in the spool for the next run.
         """
+        if self._resend:
+            self._spool.state_anew(FileId(source.key, source.role) for source in sources)
         sending = Sending(self._spool, link)
         collecting = asyncio.create_task(asyncio.to_thread(self._collect, sources))
         try:

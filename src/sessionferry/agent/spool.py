@@ -415,10 +415,16 @@ class Spool:
         with suppress(SpoolFull), self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO stated VALUES (?, ?, ?, ?)", statements)
 
-    def state_anew(self) -> None:
-        """Forget what the consumer was told: it is told of every stream again."""
+    def state_anew(self, files: Iterable[FileId] | None = None) -> None:
+        """Forget what the consumer was told of these files, or of all: it is told again."""
         with suppress(SpoolFull), self._transaction():
-            self._db.execute("DELETE FROM stated")
+            if files is None:
+                self._db.execute("DELETE FROM stated")
+            else:
+                self._db.executemany(
+                    "DELETE FROM stated WHERE partition_key = ? AND stream = ?",
+                    ((file.key.partition_key, file.role) for file in files),
+                )
 
     def errors(self) -> dict[tuple[str, str], tuple[str, str, str]]:
         """Return (path, error, since) of the files that are not read on, by key and role."""

@@ -147,6 +147,28 @@ def logs(
             show(fresh)
 
 
+@app.command("restate")
+def restate(data: Path | None = DataOption) -> None:
+    """Say again how much of every file was sent, without sending it: the store was restored.
+
+    Example: ferry agent restate
+    """
+    from sessionferry.agent.spool import Spool, SpoolLock
+    from sessionferry.cli.ship import spool_path
+
+    chosen = settings(data)
+    path = spool_path(chosen, endpoints(chosen))
+    if not path.exists():
+        raise UserError("Nothing was shipped from here yet.")
+    spool = Spool(path, check=False)
+    try:
+        spool.state_anew()
+    finally:
+        spool.close()
+    when = "within half an hour" if SpoolLock(path).is_held() else "with the next `ferry ship`"
+    typer.echo(f"What was sent is stated again {when}; `ferry reconcile` says what is missing.")
+
+
 def _checked_rules(chosen: Settings) -> str:
     """Name the rules of the configuration; raises `UserError` for wrong ones."""
     from sessionferry.agent.policy import Policy

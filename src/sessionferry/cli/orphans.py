@@ -17,7 +17,7 @@ from sessionferry.cli.output import (
     size,
 )
 from sessionferry.cli.reading import Reader, with_reader
-from sessionferry.errors import PermanentError
+from sessionferry.errors import PermanentError, UserError
 from sessionferry.orphans import ORPHAN_DAYS, Orphan, find_orphans
 from sessionferry.settings import Endpoints, check_running, endpoints
 
@@ -25,7 +25,7 @@ from sessionferry.settings import Endpoints, check_running, endpoints
 def orphans(
     send: bool = typer.Option(False, "--send", help="Send what was never counted to the queue."),
     delete: bool = typer.Option(False, "--delete", help="Delete what is spent."),
-    days: float = typer.Option(ORPHAN_DAYS, min=1, help="Only what is older than so many days."),
+    days: float = typer.Option(ORPHAN_DAYS, min=0, help="Only what is older than so many days."),
     data: Path | None = DataOption,
     as_json: bool = JsonOption,
 ) -> None:
@@ -35,6 +35,8 @@ def orphans(
 
     Examples: ferry orphans; ferry orphans --send --delete
     """
+    if delete and days < 1:
+        raise UserError("--delete goes with --days 1 at least: what is younger may be on its way.")
     chosen = settings(data)
     target = endpoints(chosen)
     if send:
