@@ -17,7 +17,7 @@ from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+from obstore.store import HTTPStore, LocalStore, MemoryStore, ObjectStore, from_url
 
 from sessionferry import truncation
 from sessionferry.batch import Header, Limits, decode
@@ -27,6 +27,7 @@ from sessionferry.errors import (
     PermanentError,
     TransientError,
     UserError,
+    refused,
 )
 from sessionferry.identity import UNATTRIBUTED, SessionKey, Stream, session_folder
 
@@ -52,7 +53,11 @@ class Archive:
 
     @classmethod
     def open(cls, url: str) -> "Archive":
-        """Open by URL; a folder named by `file://` is made when it is absent."""
+        """Open by URL; a folder named by `file://` is made when it is absent.
+
+        Raises `UserError` for a URL that names no object store, `TransientError` for a folder that
+        cannot be made now.
+        """
         parts = urlsplit(url)
         if parts.scheme == "memory":
             return cls(MemoryStore())
@@ -60,14 +65,21 @@ class Archive:
             if parts.netloc:
                 raise UserError(f"{url} names no folder; write file:///folder, file:///C:/folder.")
             root = Path(url2pathname(parts.path))
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise refused(f"The folder {root} cannot be made", error) from None
             return cls(LocalStore(root), root)
         try:
-            return cls(from_url(url))
+            store = from_url(url)
         except (BaseError, ValueError) as error:
+            raise UserError(f"The URL {parts.scheme}://… is not usable: {error}") from None
+        if isinstance(store, HTTPStore):
             raise UserError(
-                f"The archive's URL {parts.scheme}://… is not usable: {error}"
-            ) from None
+                f"{parts.scheme}://{parts.hostname}… is no object store that is known here; write "
+                "https://account.blob.core.windows.net/container, az://…, s3://…, gs://… or file://…."
+            )
+        return cls(store)
 
     async def put(self, key: str, data: bytes) -> None:
         """Write an object unless it exists; on disk when this returns."""
@@ -77,9 +89,12 @@ class Archive:
             # Whoever wrote it may have ended before it was on disk.
             pass
         except (BaseError, OSError) as error:
-            raise TransientError(f"The archive did not take {key}: {_brief(error)}") from error
+            raise _not_taken(key, error) from error
         if self._root is not None:
-            await asyncio.to_thread(self._sync_to_disk, self._root, key)
+            try:
+                await asyncio.to_thread(self._sync_to_disk, self._root, key)
+            except OSError as error:
+                raise _not_taken(key, error) from error
 
     async def get(self, key: str) -> bytes:
         """Read an object; raises `ArchiveMismatch` when there is none."""
@@ -228,6 +243,10 @@ def _check_own(document: dict[str, object], key: str) -> None:
     parts = (str(document.get(name)) for name in ("user_id", "project_slug", "session_id"))
     if not key.startswith(session_folder(SessionKey(*parts)) + "/"):
         raise ArchiveMismatch("The reference leads out of the document's session.")
+
+
+def _not_taken(key: str, error: Exception) -> TransientError:
+    return TransientError(f"The object store did not take {key}: {_brief(error)}")
 
 
 def _sync(path: Path) -> None:

@@ -45,6 +45,22 @@ async def test_what_was_put_can_be_got_and_listed(archive: Archive) -> None:
     assert abs(datetime.now(UTC) - found.written_at) < timedelta(minutes=1)
 
 
+@pytest.mark.parametrize(
+    "url", ["https://nohost.invalid/inbox?sig=key", "http://user:key@127.0.0.1/x", "what://x"]
+)
+def test_a_url_of_no_object_store_is_a_sentence_without_its_key(url: str) -> None:
+    with pytest.raises(UserError) as told:
+        Archive.open(url)
+    assert "key" not in str(told.value)
+
+
+async def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        Archive.open("file:///dev/null/inbox")
+    with pytest.raises(TransientError, match="cannot be made"):
+        Archive.open("file:///proc/nope")
+
+
 async def test_putting_again_changes_nothing(archive: Archive) -> None:
     await archive.put(KEY, b"first")
     await archive.put(KEY, b"first")

@@ -137,6 +137,30 @@ def test_a_queue_that_does_not_answer_is_wrong(doctor: Doctor) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "The setting FERRY_INBOX is missing"),
+        ("https://nohost.invalid/inbox", "https://nohost.invalid… is no object store"),
+        ("file:///dev/null/inbox", "The folder /dev/null/inbox cannot be made: Not a directory."),
+    ],
+)
+def test_an_inbox_that_takes_nothing_is_wrong(doctor: Doctor, url: str | None, said: str) -> None:
+    doctor.target = lambda: REMOTE.model_copy(update={"inbox_url": url})
+    found = doctor("inbox")
+    assert found.verdict.value == "wrong"
+    assert found.said.startswith(said)
+    assert "docs/guides/fleet.md" in found.fix
+
+
+def test_an_inbox_is_tried_by_adding_to_it(doctor: Doctor, tmp_path: Path) -> None:
+    url = (tmp_path / "inbox").as_uri()
+    doctor.target = lambda: REMOTE.model_copy(update={"inbox_url": f"{url}?sv=1&sig=secret"})
+    for count in (1, 2):
+        assert doctor("inbox").said == f"{url} takes what is put there"
+        assert len(list((tmp_path / "inbox" / "_doctor").iterdir())) == count
+
+
+@pytest.mark.parametrize(
     ("free", "most", "state"), [(10**9, 1, "wrong"), (0, 10**9, "warning"), (0, 1, "ok")]
 )
 def test_a_full_disk_is_seen_before_it_stops_anything(

@@ -12,12 +12,15 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 from sessionferry.agent.discover import Source
 from sessionferry.agent.policy import Policy
 from sessionferry.agent.retention import days_left, kept_by
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.status import take_status
+from sessionferry.archive import Archive
 from sessionferry.config import digest, is_private
 from sessionferry.doctor import Check, Finding, Verdict
 from sessionferry.errors import FerryError, UserError
@@ -34,6 +37,8 @@ DAYS_TO_ACT = 2.0
 """Days before a tool deletes unread sessions from which that is wrong."""
 DAYS_TO_LOOK = 7.0
 """Days from which it is worth a look."""
+PROBES = "_doctor"
+"""Folder of the inbox in which `ferry doctor` tries whether it may add."""
 _MOST_NAMED = 3
 
 
@@ -96,6 +101,7 @@ class Machine:
             ("sources", self._readable),
             ("retention", self._retention),
             ("queue", self._queue),
+            ("inbox", self._inbox),
             ("clock of the queue", self._clock),
             ("disk", self._disk),
             ("spool", self._integrity),
@@ -235,6 +241,23 @@ class Machine:
                 "look at the network and the proxy; port 5671 has to be open",
             )
         return _ok(f"{target.destination} takes messages of {limit:,} KB")
+
+    async def _inbox(self) -> _Told:
+        target = self._target
+        if target is None or not _sends(target):
+            return None
+        try:
+            async with asyncio.timeout(self._queue_seconds):
+                # A right to add is proved by adding; what is old in an inbox is cleared away.
+                await Archive.open(target.inbox).put(f"{PROBES}/{uuid4().hex}", b"\n")
+        except (FerryError, TimeoutError) as error:
+            return _wrong(
+                str(error) or f"no answer within {self._queue_seconds:.0f} s",
+                "what is too large for a message goes there: see FERRY_INBOX in "
+                "docs/reference/settings.md, and docs/guides/fleet.md for the right to add",
+            )
+        url = urlsplit(target.inbox)
+        return _ok(f"{url.scheme}://{url.hostname or ''}{url.path} takes what is put there")
 
     async def _clock(self) -> _Told:
         target = self._target
