@@ -1,6 +1,7 @@
 """What stays on the machine by its project, its path or its kind, and raw payloads."""
 
 import json
+import sys
 from pathlib import Path
 
 import orjson
@@ -72,6 +73,19 @@ def test_paths_are_chosen_by_pattern_or_by_folder(
     rules: dict[str, list[str]], path: str, admitted: bool
 ) -> None:
     assert Places(**rules).admit(source(path=Path(path))) is admitted
+
+
+def test_a_place_is_meant_in_any_case_where_the_system_finds_it_so() -> None:
+    is_one_place = sys.platform in {"darwin", "win32"}
+    places = Places(exclude_paths=["/Data/*/old"], exclude_projects=["-SRV-*"])
+    assert places.admit(source("-p", Path("/data/a/old/events.jsonl"))) is not is_one_place
+    assert places.admit(source("-srv-app")) is not is_one_place
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="only Windows has two forms of a path")
+def test_a_path_of_any_length_is_meant() -> None:
+    path = Path("\\\\?\\C:\\private\\" + "x" * 250 + "\\events.jsonl")
+    assert not Places(exclude_paths=["C:\\private"]).admit(source(path=path))
 
 
 def test_a_place_is_meant_however_it_is_reached_and_whatever_its_name(tmp_path: Path) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 import sessionferry
-from sessionferry.agent.opening import extended, open_shared
+from sessionferry.agent.opening import (
+    MAX_WINDOWS_CHARS,
+    extended,
+    open_shared,
+    unextended,
+    usual_folder,
+)
 
 SOURCE = Path(sessionferry.__file__).parent
 
@@ -45,6 +51,23 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 )
 def test_a_windows_path_may_be_longer_than_260_characters(path: str, written: str) -> None:
     assert extended(path) == written
+    assert unextended(written) == path.removeprefix("\\\\?\\")
+
+
+@pytest.mark.parametrize(
+    ("walked", "length", "named"),
+    [
+        ("\\\\?\\C:\\a", 20, "C:\\a"),
+        ("\\\\?\\C:\\a", MAX_WINDOWS_CHARS - len("C:\\a\\"), "C:\\a"),
+        ("\\\\?\\C:\\a", MAX_WINDOWS_CHARS - len("C:\\a\\") + 1, "\\\\?\\C:\\a"),
+        ("\\\\?\\UNC\\server\\share", 20, "\\\\server\\share"),
+        ("/srv/app", 300, "/srv/app"),
+    ],
+)
+def test_a_folder_keeps_the_longer_form_only_for_names_that_need_it(
+    walked: str, length: int, named: str
+) -> None:
+    assert usual_folder(walked, ["a", "x" * length]) == Path(named)
 
 
 def test_all_of_the_agent_opens_files_for_reading_so() -> None:

@@ -19,6 +19,7 @@ from sessionferry.agent.layouts import (
     slug,
     text,
 )
+from sessionferry.agent.opening import at_any_depth, usual_folder
 from sessionferry.config import JsonLines
 from sessionferry.errors import BadIdentity, UserError
 from sessionferry.identity import SessionKey, Stream
@@ -167,9 +168,11 @@ class _Search:
 
     def _folders(self, path: Path) -> Iterator[tuple[Path, list[str]]]:
         """Walk down without following links, so that a loop of links cannot trap us."""
-        for folder, inner, names in os.walk(path, followlinks=False, onerror=self._unreadable):
+        root = at_any_depth(path)
+        for walked, inner, names in os.walk(root, followlinks=False, onerror=self._unreadable):
             inner[:] = sorted(name for name in inner if name not in NOT_SESSIONS)
-            yield Path(folder), [name for name in names if _may_be_file(Path(folder, name))]
+            files = [name for name in names if _may_be_file(Path(walked, name))]
+            yield usual_folder(walked, files), files
 
     def _unreadable(self, error: OSError) -> None:
         self._problem(f"{error.filename}: {error.strerror}")

@@ -8,6 +8,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 
 from sessionferry.agent import linear
 from sessionferry.agent.discover import Source, slug
+from sessionferry.agent.opening import unextended
 
 PARSED_BYTES = 1024 * 1024
 """Longest line that is parsed for its name: objects can take 24 times the memory of their text."""
@@ -27,6 +29,8 @@ _STRING = linear.compiled(r'"(?:[^"\\]|\\.)*"')
 _SCALAR = linear.compiled(r"[^\s,:{}\[\]\"]+")
 _SPACE = b" \t\r\n"
 _GLOB = re.compile(r"[*?\[]")
+# There a file is found by its name in any case.
+_PLACES = re.IGNORECASE if sys.platform in {"darwin", "win32"} else re.NOFLAG
 # Events whose `data.raw` is what went to a provider or came from it, or a whole configuration.
 _RAW_EVENTS = re.compile(
     r"llm:(?:request|response)(?::\w+)?|session:(?:start|resume|fork)(?::\w+)?"
@@ -62,7 +66,8 @@ class Places:
 
         A file that its tool has compressed, or put aside, also goes by its name from before.
         """
-        names = source.path.as_posix(), (source.path.parent / source.file_name).as_posix()
+        path = Path(unextended(str(source.path)))
+        names = path.as_posix(), (path.parent / source.file_name).as_posix()
         return self._projects(source.key.project_slug) and self._paths(*names)
 
 
@@ -220,8 +225,8 @@ def _lot(line: bytes) -> float:
 def _wanted(
     include: Iterable[str], exclude: Iterable[str], pattern: Callable[[str], str]
 ) -> Callable[..., bool]:
-    inside = [_pattern(pattern(text)) for text in include]
-    outside = [_pattern(pattern(text)) for text in exclude]
+    inside = [_pattern(pattern(text), _PLACES) for text in include]
+    outside = [_pattern(pattern(text), _PLACES) for text in exclude]
 
     def wanted(*names: str) -> bool:
         if any(matches(name) for matches in outside for name in names):
@@ -276,8 +281,8 @@ def _any_of(patterns: Iterable[str]) -> str:
     return "|".join(map(fnmatch.translate, sorted(patterns)))
 
 
-def _pattern(text: str) -> Callable[[str], bool]:
-    compiled = re.compile(text)
+def _pattern(text: str, flags: re.RegexFlag = re.NOFLAG) -> Callable[[str], bool]:
+    compiled = re.compile(text, flags)
     return lambda name: compiled.match(name) is not None
 
 

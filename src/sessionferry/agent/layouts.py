@@ -25,6 +25,7 @@ from typing import Literal
 import orjson
 
 from sessionferry.agent.content import PACKED, Unreadable, beginning
+from sessionferry.agent.opening import unextended
 from sessionferry.identity import MAX_PART_BYTES
 
 Role = Literal["events", "transcript", "metadata"]
@@ -212,8 +213,7 @@ def slug(folder: Path | str) -> str:
 
     `C:\app` and `\\?\C:\app`, as some programs write it, both give `-C-app`.
     """
-    plain_name = text(str(folder)).removeprefix("\\\\?\\")
-    name = re.sub(r"[/\\]", "-", plain_name).replace(":", "")
+    name = re.sub(r"[/\\]", "-", text(unextended(str(folder)))).replace(":", "")
     name = name if name.startswith("-") else f"-{name}"
     short = fitting(name)
     return name if short == name else f"-{short}"

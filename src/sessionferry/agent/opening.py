@@ -7,8 +7,12 @@ does. Files that are replaced are therefore only open while they are read.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+MAX_WINDOWS_CHARS = 259
+"""Longest path that Windows takes as it is, unless it was told to take longer ones."""
 
 if sys.platform == "win32":
     import ctypes
@@ -66,3 +70,25 @@ def extended(path: str) -> str:
     if path.startswith("\\\\"):
         return "\\\\?\\UNC" + path[1:]
     return "\\\\?\\" + path
+
+
+def unextended(path: str) -> str:
+    """Write a path as people do; what is not `extended` stays as it is."""
+    if path.startswith("\\\\?\\UNC\\"):
+        return "\\" + path.removeprefix("\\\\?\\UNC")
+    return path.removeprefix("\\\\?\\")
+
+
+def at_any_depth(folder: Path) -> str:
+    """Write an absolute folder so that all below it can be walked, however deep it lies."""
+    return extended(str(folder)) if sys.platform == "win32" else str(folder)
+
+
+def usual_folder(walked: str, names: Sequence[str]) -> Path:
+    """Name a folder that was walked as people do, unless files in it can be named only at length.
+
+    Windows alone knows `extended` paths; of others nothing is taken away.
+    """
+    plain = unextended(walked)
+    longest = max(map(len, names), default=0)
+    return Path(plain if len(plain) + 1 + longest <= MAX_WINDOWS_CHARS else walked)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -226,7 +227,8 @@ async def _all_sessions(store: Store, user: str | None) -> AsyncIterator[dict[st
 
 def folder_name(session_id: str) -> str:
     """Make a session id safe as the name of a folder: it never leads elsewhere."""
-    return re.sub(r"[/\\\x00]", "_", session_id).lstrip(".") or "_"
+    unsafe = r'[<>:"/\\|?*\x00-\x1f]|[ .]$' if sys.platform == "win32" else r"[/\\\x00]"
+    return re.sub(unsafe, "_", session_id).lstrip(".") or "_"
 
 
 @asynccontextmanager
