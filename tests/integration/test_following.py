@@ -34,7 +34,7 @@ from support.links import MemorySender, generations, of
 
 HABITS = Habits(
     timing=Timing(live_seconds=0.1, live_bytes=200_000, quiet_seconds=0.6),
-    scan_seconds=0.3,
+    scan_seconds=0.1,
     heartbeat_seconds=0.5,
     idle_seconds=0.2,
 )
