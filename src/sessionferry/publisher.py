@@ -20,6 +20,7 @@ from azure.servicebus._common.message import PrimitiveTypes
 from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
 from azure.servicebus.exceptions import (
     MessageSizeExceededError,
+    MessagingEntityNotFoundError,
     ServiceBusAuthenticationError,
     ServiceBusAuthorizationError,
 )
@@ -51,6 +52,14 @@ THROTTLED_SECONDS = 10.0
 """How long a queue that is busy is left alone: as Service Bus asks for."""
 MOST_PENDING = 500
 """Batches held back to be sent together, however small they are."""
+
+
+_NOT_FOUND = 404
+_REFUSALS = (
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+    MessagingEntityNotFoundError,
+)
 
 
 class Publisher:
@@ -149,11 +158,8 @@ class Publisher:
         self._sender = self._client.get_queue_sender(self._endpoints.queue)
         try:
             self._limit = (await self._sender.create_message_batch()).max_size_in_bytes
-        except (ServiceBusAuthenticationError, ServiceBusAuthorizationError) as error:
-            raise UserError(
-                f"The queue {self._endpoints.queue} refused this sender: {_brief(error)} "
-                "It needs the right to send (role Azure Service Bus Data Sender)."
-            ) from None
+        except _REFUSALS as error:
+            raise UserError(_refusal(self._endpoints, error)) from None
         except ClientAuthenticationError as error:
             raise UserError(
                 f"This machine has no identity that the queue accepts: {_brief(error)} "
@@ -223,6 +229,28 @@ class Publisher:
                 self._group = None
             return not self._pending
         return True
+
+
+def _refusal(endpoints: Endpoints, error: AzureError) -> str:
+    """Say why the queue refuses us: it is not there, or who we are, or what we may do."""
+    # What the queue said of our token; the SDK's own error has not kept it.
+    inner = error.inner_exception
+    status = getattr(inner, "status_code", None)
+    described = getattr(inner, "status_description", None) or b""
+    said = described.decode(errors="replace") if isinstance(described, bytes) else str(described)
+    queue = endpoints.queue
+    if status == _NOT_FOUND or isinstance(error, MessagingEntityNotFoundError):
+        return f"There is no queue {queue} ({endpoints.destination}); FERRY_QUEUE names it."
+    if isinstance(error, ServiceBusAuthenticationError) and "claim" not in said:
+        told = said.split("\n", 1)[0][:300] or _brief(error)
+        return (
+            f"The queue {queue} refused this sender: {told} Its key or token is not valid there; "
+            "take a new one, and look at this machine's clock."
+        )
+    return (
+        f"The queue {queue} refused this sender: {_brief(error)} "
+        "It needs the right to send (role Azure Service Bus Data Sender)."
+    )
 
 
 def _brief(error: BaseException) -> str:

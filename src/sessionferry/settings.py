@@ -160,6 +160,8 @@ class Settings(BaseSettings):
     def _hours_are_hours(cls, hours: str | None) -> str | None:
         if hours and not _HOURS.fullmatch(hours):
             raise ValueError("hours are written as 22:00-06:00")
+        if hours and hours[:5] == hours[6:]:
+            raise ValueError("hours end at another time than they begin; leave them out for always")
         return hours
 
     @field_validator("proxy")

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import urllib.request
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,9 @@ def test_the_doctor_finds_a_local_stack_well_and_says_what_is_not(ferry: Ferry) 
     session = ferry.home / ".amplifier" / "projects" / "-p" / "sessions" / "s-1" / "events.jsonl"
     session.parent.mkdir(parents=True)
     session.write_text('{"event":"a"}\n')
-    ferry.run("ship")
+    later = datetime.now().astimezone() + timedelta(hours=12)
+    ferry.environment["FERRY_HOURS"] = f"{later:%H}:00-{later:%H}:59"
+    assert f"outside of FERRY_HOURS ({later:%H}:00-{later:%H}:59)" in ferry.run("ship").stderr
     found = {it["subject"]: it for it in ferry.run("doctor", "--json").json}
     assert {it["verdict"] for it in found.values()} <= {"ok", "warning"}
     assert found["queue"]["said"].startswith("local takes messages of")

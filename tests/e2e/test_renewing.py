@@ -116,6 +116,7 @@ def test_a_changed_configuration_holds_from_the_next_line_on(machine: Watched) -
         assert machine.read()["-secret"] == 1
         told = machine.ferry.run("status").stdout
         assert "Rules: redaction:1-" in told
+        assert "Outside of FERRY_HOURS" in told
     assert machine.note("configuration") == {}
 
 

@@ -326,6 +326,13 @@ async def test_batches_are_held_until_the_broker_is_back(tmp_path: Path) -> None
         forget_leaked_sockets()
 
 
+async def test_a_queue_that_is_not_there_is_named(broker: RunningBroker, tmp_path: Path) -> None:
+    target = endpoints_of(broker, tmp_path).model_copy(update={"queue": "nope"})
+    with pytest.raises(UserError, match=r"There is no queue nope .*FERRY_QUEUE names it"):
+        async with Publisher(target):
+            pass
+
+
 async def test_a_wrong_key_is_one_clear_sentence_without_the_key(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
@@ -336,7 +343,7 @@ async def test_a_wrong_key_is_one_clear_sentence_without_the_key(
     with pytest.raises(UserError) as raised:
         async with Publisher(target):
             pass
-    assert "right to send" in str(raised.value)
+    assert "Its key or token is not valid there" in str(raised.value)
     assert "\n" not in str(raised.value)
     for secret in (wrong, KEY):
         assert secret not in str(raised.value)

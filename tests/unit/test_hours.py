@@ -33,6 +33,15 @@ def test_no_hours_are_any_time() -> None:
     assert Hours.parse("") is None
 
 
+def test_hours_read_as_they_are_written() -> None:
+    assert str(Hours.parse("22:00-06:05")) == "22:00-06:05"
+
+
+def test_hours_in_which_nothing_could_be_sent_are_refused() -> None:
+    with pytest.raises(ValueError, match="another time than they begin"):
+        Hours.parse("08:00-08:00")
+
+
 @pytest.mark.parametrize("text", ["22-06", "24:00-06:00", "22:00", "22:00-6:00", "x"])
 def test_what_are_no_hours_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="22:00-06:00"):

@@ -576,6 +576,20 @@ async def test_a_file_that_grows_while_it_is_read_is_looked_at_again(agent: Agen
     assert agent.generations("events") == {0: lines(1) + lines(2)}
 
 
+async def test_shipping_once_keeps_to_the_rate(agent: Agent) -> None:
+    agent.write("events.jsonl", lines(1, 400))
+    spool = Spool(agent.folder / "spool.db")
+    shipper = Shipper(
+        *(spool, Checked(OpenGate()), agent.identity), limit=LIMIT, bytes_per_second=20_000
+    )
+    began = time.monotonic()
+    report = await shipper.ship(agent.sources(), MemorySender())
+    # What a second lets pass is free, and so is the last one.
+    assert report.sent_bytes > 26_000
+    assert time.monotonic() - began > 0.3
+    spool.close()
+
+
 async def test_a_disk_that_is_too_full_is_a_sentence_and_no_waiting(agent: Agent) -> None:
     agent.write("events.jsonl", lines(1))
     spool = Spool(agent.folder / "spool.db", free_bytes=2**62)

@@ -140,6 +140,7 @@ class Agent:
             "version": __version__,
             "roots": [str(root) for root in self._roots],
             "rules": self._rules,
+            "hours": str(self._habits.hours) if self._habits.hours else None,
             "configuration": self._configuration,
         }
         self._spool.note("running", running)

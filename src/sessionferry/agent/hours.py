@@ -15,14 +15,21 @@ class Hours(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Hours | None":
-        """Read `22:00-06:00`; nothing is any time. Raises `ValueError`."""
+        """Read `22:00-06:00`; nothing is any time. Raises `ValueError`, also for no time at all."""
         if not text:
             return None
         match = _HOURS.fullmatch(text)
         if match is None:
             raise ValueError("hours are written as 22:00-06:00")
         first, second, third, fourth = (int(part) for part in match.groups())
-        return cls(first * 60 + second, third * 60 + fourth)
+        hours = cls(first * 60 + second, third * 60 + fourth)
+        if hours.start == hours.end:
+            raise ValueError("hours end at another time than they begin; leave them out for always")
+        return hours
+
+    def __str__(self) -> str:
+        times = (f"{at // 60:02}:{at % 60:02}" for at in self)
+        return "-".join(times)
 
     def seconds_until(self, now: datetime) -> float:
         """How long it takes until this part of the day has begun; 0 inside it."""

@@ -12,6 +12,7 @@ from sessionferry.agent.sending import Link, Sending
 from sessionferry.agent.spool import FileId, Spool
 from sessionferry.errors import TransientError
 from sessionferry.host import Identity
+from sessionferry.pacing import Pace
 
 ROOM_SECONDS = 0.2
 """How often a full spool is looked at again."""
@@ -27,6 +28,7 @@ class Shipper:
         identity: Identity,
         *,
         limit: int,
+        bytes_per_second: int = 0,
         spool_was_lost: bool = False,
         resend: bool = False,
         supersede: bool = False,
@@ -35,6 +37,7 @@ class Shipper:
         self._spool = spool
         self._resend = resend
         self._heart = Heart(identity)
+        self._pace = Pace(bytes_per_second)
         self._stopping = threading.Event()
         self._is_full = threading.Event()
         self._news = asyncio.Event()
@@ -60,7 +63,7 @@ class Shipper:
         """
         if self._resend:
             self._spool.state_anew(FileId(source.key, source.role) for source in sources)
-        sending = Sending(self._spool, link)
+        sending = Sending(self._spool, link, self._pace)
         collecting = asyncio.create_task(asyncio.to_thread(self._collect, sources))
         try:
             while not collecting.done():

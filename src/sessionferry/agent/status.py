@@ -59,7 +59,8 @@ class Status:
     ledger: Ledger
     files: list[FileStatus]
     running: dict[str, Any] | None
-    """The daemon at work: pid, since, version, roots, rules, configuration (its digest)."""
+    """The daemon at work: pid, since, version, roots, rules, hours, configuration
+    (its digest)."""
     wrong: dict[str, Any] | None
     """Why the daemon reads nothing: the configuration's error, since."""
     contact: str | None

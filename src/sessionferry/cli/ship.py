@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from datetime import datetime
 from pathlib import Path
 
 import typer
@@ -18,6 +19,7 @@ from sessionferry.agent.discover import (
     warn,
 )
 from sessionferry.agent.gate import OPEN, Checked
+from sessionferry.agent.hours import Hours
 from sessionferry.agent.rehearsal import rehearse
 from sessionferry.agent.shipping import Shipper
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock, open_spool
@@ -153,6 +155,9 @@ async def ship_sources(
     """Ship sources to the endpoints of these settings."""
     target = endpoints(chosen)
     check_running(target, chosen)
+    hours = Hours.parse(chosen.hours or "")
+    if hours and hours.seconds_until(datetime.now().astimezone()):
+        typer.echo(f"It is outside of FERRY_HOURS ({hours}); what you ask for is sent.", err=True)
     with SpoolLock(spool_path(chosen, target)):
         damage: SpoolDamaged | None = None
         while True:
@@ -189,6 +194,7 @@ async def _ship_once(
                     gate,
                     identity,
                     limit=publisher.limit,
+                    bytes_per_second=chosen.rate_kb * 1000,
                     spool_was_lost=lost,
                     resend=resend,
                     supersede=supersede,

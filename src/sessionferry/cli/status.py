@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import typer
 
 from sessionferry import head_store
 from sessionferry.agent.discover import FormatChoice, default_paths, look
+from sessionferry.agent.hours import Hours
 from sessionferry.agent.spool import Spool, SpoolDamaged, SpoolLock
 from sessionferry.agent.status import FileStatus, Status, take_status
 from sessionferry.cli.output import (
@@ -191,8 +193,18 @@ def _running(found: Status) -> str:
     return f"The daemon runs since {since} (process {pid}){contact}. Rules: {rules}."
 
 
+def _closed(found: Status) -> str | None:
+    """Say that the daemon waits for the hours of sending, if it does."""
+    hours = Hours.parse((found.running or {}).get("hours") or "")
+    if hours is None or not hours.seconds_until(datetime.now().astimezone()):
+        return None
+    return f"Outside of FERRY_HOURS ({hours}) nothing is sent, no heartbeat either."
+
+
 def _troubles(found: Status, unreachable: str | None) -> list[str]:
     sentences = []
+    if closed := _closed(found):
+        sentences.append(closed)
     if found.trouble is not None:
         sentences.append(f"Sending fails since {found.trouble['since']}: {found.trouble['error']}")
     if found.full_since is not None:

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How often the configuration is looked at. A change is taken when it is as old as that."""
+LINK_SECONDS = 10.0
+"""How long the queue is tried before that shows as trouble; the daemon tries again by itself."""
 FIRST_PAUSE = 1.0
 """Seconds after a failure that may pass; each further one doubles the pause."""
 LONGEST_PAUSE = 60.0
@@ -164,7 +166,7 @@ class _Daemon:
                 setup.identity,
                 scan=setup.scan,
                 roots=setup.roots,
-                open_link=lambda: Publisher(setup.target),
+                open_link=lambda: Publisher(setup.target, retry_seconds=LINK_SECONDS),
                 habits=_habits(setup.chosen),
                 spool_was_lost=setup.identity.knew_spool(name, spool.id),
                 configuration=setup.digest,
