@@ -404,7 +404,7 @@ class Spool:
             )
             for key, stream, generation, lines in rows:
                 found.append(Statement(key, stream, generation, lines))
-                size += len(key.encode()) + STATEMENT_BYTES
+                size += len(orjson.dumps(key)) + STATEMENT_BYTES
                 if size >= most_bytes:
                     break
             rows.close()
