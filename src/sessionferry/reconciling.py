@@ -17,6 +17,7 @@ from sessionferry.batch import Header, utc_now
 from sessionferry.coverage import Coverage
 from sessionferry.errors import ItemChanged
 from sessionferry.heads import HEAD_ID, Head
+from sessionferry.preview import visible
 from sessionferry.statements import Statement
 from sessionferry.store import ItemContainer, Store
 
@@ -55,7 +56,8 @@ class Shortfall(NamedTuple):
         more = f" and {len(ranges) - 3} more ranges" if len(ranges) > 3 else ""
         aside = f"; {self.set_aside} whole messages are quarantined" if self.set_aside else ""
         return (
-            f"{statement.partition_key} {statement.stream}: host {self.host_id} sent"
+            f"{visible(statement.partition_key)} {statement.stream}: host"
+            f" {visible(self.host_id)} sent"
             f" {statement.lines} lines of generation {statement.generation};"
             f" {self.stored} are stored, {self.quarantined} quarantined,"
             f" {len(self.missing)} missing: {shown}{more}{aside}"

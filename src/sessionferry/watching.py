@@ -17,6 +17,7 @@ from sessionferry import hosts, telemetry
 from sessionferry.errors import ItemChanged, TransientError
 from sessionferry.heads import HEAD_ID, Head
 from sessionferry.identity import STREAMS
+from sessionferry.preview import visible
 from sessionferry.queue_client import open_client
 from sessionferry.reconciling import SETTLED_AFTER, Reconciled, reconcile
 from sessionferry.settings import Settings, endpoints
@@ -88,7 +89,7 @@ async def watch_store(store: Store, now: datetime) -> StoreLook:
     for name in silent_hosts[:_NAMED]:
         log.warning("silent host: %s", name)
     for partition in unbalanced[:_NAMED]:
-        log.warning("unbalanced session: %s", said.get(partition, partition))
+        log.warning("unbalanced session: %s", said.get(partition, visible(partition)))
     return look
 
 
@@ -107,7 +108,7 @@ async def _look_at_hosts(store: Store, now: datetime, books: Reconciled) -> tupl
     async for host in _since(store, "hosts", now - FORGOTTEN_AFTER):
         count += 1
         if _time(host["last_time"]) < now - SILENT_AFTER:
-            silent.append(f"{host['user_id']}/{host['host_id']}")
+            silent.append(visible(f"{host['user_id']}/{host['host_id']}"))
         lines = missing[host["user_id"], host["host_id"]]
         if books.is_complete and lines != host.get("missing", 0):
             await _note_missing(store, host, lines)

@@ -169,6 +169,18 @@ async def test_quarantined_messages_are_named_beside_what_is_missing(store: Stor
     assert [it.set_aside for it in found.shortfalls] == [1]
 
 
+async def test_names_that_hosts_choose_cannot_forge_a_line_of_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = datetime.now(UTC)
+    evil = "h\nstore watched: unbalanced=0\x1b[2J"
+    await take(store, beat(evil, now - SILENT_AFTER * 2, said("sess-abc", 1)))
+    await watch_store(store, now + LATER)
+    told = [text for text in caplog.messages if "unbalanced=0" in text]
+    assert len(told) == 2
+    assert not [text for text in told if "\n" in text or "\x1b" in text]
+
+
 async def test_what_is_written_off_is_not_looked_for_any_more(store: Store) -> None:
     now = datetime.now(UTC)
     await take(store, beat("h", now, said("sess-abc", 2) | said("other", 3)))

@@ -17,6 +17,7 @@ from sessionferry.cli.output import (
     settings,
 )
 from sessionferry.cli.reading import Reader, with_reader
+from sessionferry.preview import visible
 from sessionferry.reconciling import SETTLED_AFTER, Reconciled, Shortfall, reconcile, write_off
 from sessionferry.statements import Statement
 
@@ -61,8 +62,9 @@ def hosts(
     print_table(_HOST_COLUMNS, [_host_row(host) for host in found])
     for host in found:
         if host["clones"]:
-            machines = ", ".join(host["clones"])
-            typer.echo(f"{host['host_id']} is the id of several machines at once: {machines}")
+            machines = visible(", ".join(host["clones"]))
+            named = visible(host["host_id"])
+            typer.echo(f"{named} is the id of several machines at once: {machines}")
 
 
 def reconcile_books(
@@ -100,11 +102,14 @@ def reconcile_books(
         if not as_json:
             _print_shortfalls(short)
         confirm(f"Write off {found.missing_lines:,} lines of {len(short):,} streams?", yes=yes)
-        places = {(*it.host, *it.statement[:2]) for it in short}
+        shown = {(*it.host, *it.statement[:2]): it.statement.reach for it in short}
+
+        def is_shown(user_id: str, host_id: str, it: Statement) -> bool:
+            reach = shown.get((user_id, host_id, *it[:2]))
+            return reach is not None and it.reach <= reach
+
         async with recorded(reader.archive, "write off", lines=[str(it) for it in short]) as record:
-            gone = await write_off(
-                reader.store, lambda user_id, host_id, it: (user_id, host_id, *it[:2]) in places
-            )
+            gone = await write_off(reader.store, is_shown)
             record.counts = {"streams": len(short), "lines": found.missing_lines}
         return found, gone
 
@@ -123,7 +128,7 @@ def _host_row(host: dict[str, Any]) -> tuple[object, ...]:
     counts = (host["ledger"].get(name, "-") for name in _COUNTS)
     seen = host["last_time"][:19].replace("T", " ")
     named = (host["host_id"], host["user_id"], seen, host["agent"] or "-")
-    return (*named, *counts, host.get("missing", 0))
+    return (*map(visible, named), *counts, host.get("missing", 0))
 
 
 def _document(found: Reconciled) -> dict[str, Any]:
