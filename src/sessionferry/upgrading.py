@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -166,9 +167,15 @@ async def _judge(ingest: Ingest, unit: Unit, place: Round, done: Judged) -> tupl
     except PermanentError as error:
         log.warning("left in the quarantine: %s", error)
         return done._replace(failed=done.failed + 1), place
-    (outcome,) = await ingest.take_in([message])
+    (outcome,) = await (ingest if unit.is_whole else _for_archived(ingest)).take_in([message])
     is_refused = outcome.error is not None or outcome.quarantined > 0
     return done._replace(refused=done.refused + is_refused), place
+
+
+def _for_archived(ingest: Ingest) -> Ingest:
+    """Take in what may have come through the inbox, and is larger than a message may be."""
+    limits = replace(ingest.limits, inline_bytes=ingest.limits.claimed_bytes)
+    return Ingest(ingest.store, ingest.archive, ingest.inbox, limits=limits)
 
 
 async def _message(archive: Archive, unit: Unit) -> Message:

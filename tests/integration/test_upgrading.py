@@ -101,6 +101,17 @@ async def test_a_run_does_so_many_and_the_next_goes_on(ingest: Ingest) -> None:
     assert await entries(ingest.store) == []
 
 
+async def test_a_batch_that_came_through_the_inbox_may_be_larger_than_a_message(
+    ingest: Ingest,
+) -> None:
+    large = batch(LINE * 9 + b"no json\n")
+    await ingest.take_in([Message(body=encode(large), message_id=large.id)])
+    small = Ingest(ingest.store, ingest.archive, ingest.inbox, limits=Limits(inline_bytes=100))
+    await run(small, SEEN)
+    assert await run(small) == Judged(messages=1, entries=1, refused=1)
+    assert await entries(ingest.store) == ["not_json"]
+
+
 async def test_conflicts_and_messages_that_ended_their_worker_stay(ingest: Ingest) -> None:
     other = LINE.replace(b'"e"', b'"f"')
     await quarantine(ingest, batch(LINE), batch(other))
