@@ -311,6 +311,12 @@ def _sentences(path: Path, text: str, error: ValidationError) -> str:
     return "\n       ".join(found)
 
 
+def place_of(path: Path, setting: str) -> str:
+    """Say where a file names a setting: its path, and the line if that is found."""
+    line = _line_of(path.read_text(encoding="utf-8"), ["settings", setting])
+    return f"{path}:{line}" if line else str(path)
+
+
 def _line_of(text: str, place: list[str]) -> int | None:
     """Find the line of a key: in its table, or the table itself."""
     table: list[str] = []

@@ -4,8 +4,10 @@
 the names that Azure Functions uses for the same queue.
 """
 
+import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +28,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from sessionferry.config import FILE_NAME, Config
+from sessionferry.config import FILE_NAME, Config, is_private, place_of
 from sessionferry.errors import UserError, refused
 from sessionferry.sharing import patiently
+
+log = logging.getLogger(__name__)
 
 DEFAULT_QUEUE = "sessions"
 LOCAL_FILE = "local.json"
@@ -206,7 +210,11 @@ class Settings(BaseSettings):
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise UserError(f"The setting {first['loc'][0]} is wrong: {first['msg']}") from None
+            name = str(first["loc"][0])
+            is_unknown = first["type"] == "extra_forbidden"
+            said = "there is no such setting" if is_unknown else first["msg"]
+            place = _place_in_file(name, given)
+            raise UserError(f"{place}The setting {name} is wrong: {said}") from None
 
 
 class _FromFile(PydanticBaseSettingsSource):
@@ -218,9 +226,28 @@ class _FromFile(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, object]:
         named = self.current_state.get("config")
         identity = self.current_state.get("identity") or identity_folder()
+        path = Path(named) if named else Path(identity) / FILE_NAME
         found = _read_file(Path(named) if named else None, Path(identity)).settings
+        if holds_key(found) and not is_private(path):
+            log.warning("%s holds a key, and others may read it", path)
         # Under the environment's names, so that what it says takes their place.
         return {_variable(name): value for name, value in found.items()}
+
+
+def _place_in_file(name: str, given: Mapping[str, object]) -> str:
+    """Say where the configuration file has a setting; nothing when it comes from elsewhere."""
+    if name in given or name in os.environ or f"FERRY_{name.upper()}" in os.environ:
+        return ""
+    named, identity = given.get("config"), given.get("identity")
+    path = Path(str(named or (identity and Path(str(identity)) / FILE_NAME) or config_path()))
+    keys = [key for key in Config.read(path).settings if name in {key, _variable(key)}]
+    return f"{place_of(path, keys[0])}: " if keys else ""
+
+
+def holds_key(found: Mapping[str, object]) -> bool:
+    """Whether a configuration's settings have a secret among them."""
+    fields = (Settings.model_fields.get(name) for name in found)
+    return any(field is not None and "SecretStr" in str(field.annotation) for field in fields)
 
 
 def _variable(name: str) -> str:

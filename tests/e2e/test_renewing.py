@@ -129,6 +129,10 @@ def test_a_spool_that_another_one_works_on_is_waited_for(machine: Watched) -> No
         assert process.poll() is None
         other.__exit__()
         assert soon(lambda: machine.spool.exists() and machine.read())
+        for path in machine.spool.parent.glob(f"{machine.spool.name}*"):
+            path.unlink()
+        assert soon(lambda: machine.spool.exists() and machine.read() == {"-open": 1})
+        assert "the spool is gone" in machine.said
 
 
 def test_a_configuration_that_is_wrong_at_the_start_ends_the_daemon(machine: Watched) -> None:

@@ -81,6 +81,49 @@ def test_a_wrong_value_is_named_without_showing_it() -> None:
     assert "The setting " in message_of(error)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hours = '25:00'", ":4: The setting hours is wrong: "),
+        ("retention_hide_days = -1", ":4: The setting retention_hide_days is wrong: "),
+        ("cosmos_throughput_bucket = 9", ":4: The setting cosmos_throughput_bucket is wrong: "),
+        ("cosmos_auth_method = 'no'", ":4: The setting FERRY_COSMOS_AUTH_METHOD is wrong: "),
+        ("namspace = 'x'", ":4: The setting namspace is wrong: there is no such setting"),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named_with_its_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f"# ours\n[settings]\nqueue = 'q'\n{text}\n")
+    with pytest.raises(UserError) as error:
+        Settings.read(identity=tmp_path)
+    assert str(error.value).startswith(f"{path}{said}")
+
+
+def test_a_wrong_value_of_the_environment_is_not_looked_for_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agent.toml").write_text("[settings]\nhours = '22:00-06:00'\n")
+    monkeypatch.setenv("FERRY_HOURS", "25:00")
+    with pytest.raises(UserError, match=r"^The setting hours is wrong"):
+        Settings.read(identity=tmp_path)
+
+
+def test_a_key_in_a_file_that_others_may_read_is_said_whenever_it_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f"[settings]\nconnection = '{CONNECTION}'\n")
+    path.chmod(0o600)
+    Settings.read(identity=tmp_path)
+    assert not caplog.text
+    path.chmod(0o644)
+    Settings.read(identity=tmp_path)
+    assert f"{path} holds a key, and others may read it" in caplog.text
+    assert KEY not in caplog.text
+
+
 # ------------------------------------------------------------ endpoints
 
 

@@ -279,6 +279,18 @@ def test_a_disk_that_takes_no_more_is_a_fault_that_may_pass(path: Path) -> None:
     spool.close()
 
 
+def test_a_spool_whose_file_was_removed_or_replaced_is_known(path: Path) -> None:
+    spool = Spool(path)
+    assert spool.is_in_place()
+    path.rename(path.with_name("elsewhere"))
+    assert not spool.is_in_place()
+    other = Spool(path)
+    assert not spool.is_in_place()
+    assert other.is_in_place()
+    for one in (spool, other):
+        one.close()
+
+
 # ------------------------------------------------------------ damage
 
 

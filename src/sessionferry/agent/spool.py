@@ -221,12 +221,17 @@ class Spool:
             with self._guarded():
                 self.id = self._prepare()
                 self.used_bytes = self._count_bytes()
+            self._inode = _inode(path)
         except SpoolFull:
             self._db.close()
             raise TransientError(f"The disk of the spool {path} is full.") from None
         except BaseException:
             self._db.close()
             raise
+
+    def is_in_place(self) -> bool:
+        """Whether its file is still the one at its path: one that was removed can be written to."""
+        return _inode(self.path) == self._inode
 
     # ------------------------------------------------------------ reading files
 
@@ -656,6 +661,14 @@ class SpoolLock:
     def is_held(self) -> bool:
         """Whether some process holds it."""
         return is_held(self._path)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

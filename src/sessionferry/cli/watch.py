@@ -146,7 +146,7 @@ class _Daemon:
             try:
                 await self._work(setup)
                 if not self.stopping.is_set():
-                    return await self._next_setup(setup)
+                    return await self._next_setup(setup) if setup.is_outdated() else setup
             except FerryError as error:
                 log.warning("failed: %s", error, extra={"event": "failed"})
                 raise
@@ -154,7 +154,7 @@ class _Daemon:
         return None
 
     async def _work(self, setup: _Setup) -> None:
-        """Let the agent work until it is told to stop, or the setup is outdated."""
+        """Let the agent work until it is told to stop, or has to begin anew."""
         damage: SpoolDamaged | None = None
         while True:
             spool = opened_spool(setup.chosen, setup.target, damage)
@@ -174,7 +174,7 @@ class _Daemon:
             )
             try:
                 with _metrics(setup, spool):
-                    await self._until_told(agent, setup)
+                    await self._until_told(agent, setup, spool)
             except SpoolDamaged as error:
                 damage = error
                 log.warning("the spool is damaged", extra={"event": "damaged"})
@@ -183,16 +183,20 @@ class _Daemon:
             finally:
                 spool.close()
 
-    async def _until_told(self, agent: Agent, setup: _Setup) -> None:
+    async def _until_told(self, agent: Agent, setup: _Setup, spool: Spool) -> None:
         running = asyncio.create_task(agent.run())
-        told = asyncio.create_task(self._outdated_or_stopped(setup))
+        told = asyncio.create_task(self._is_told(setup, spool))
         await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
         agent.stop()
         told.cancel()
         await running
 
-    async def _outdated_or_stopped(self, setup: _Setup) -> None:
+    async def _is_told(self, setup: _Setup, spool: Spool) -> None:
+        """Return once the configuration has changed, the spool is gone, or at the end."""
         while not setup.is_outdated():
+            if not spool.is_in_place():
+                log.warning("the spool is gone: files are read again", extra={"event": "gone"})
+                return
             if await self._is_stopped_within(LOOK_SECONDS):
                 return
 

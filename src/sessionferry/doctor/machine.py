@@ -25,7 +25,7 @@ from sessionferry.config import digest, is_private
 from sessionferry.doctor import Check, Finding, Verdict
 from sessionferry.errors import FerryError, UserError
 from sessionferry.host import Identity, redaction_key
-from sessionferry.settings import Endpoints, Settings
+from sessionferry.settings import Endpoints, Settings, holds_key
 
 QUEUE_SECONDS = 20.0
 """How long the queue may take to answer."""
@@ -116,7 +116,7 @@ class Machine:
         if not path.exists():
             return _ok(f"none ({path}); the defaults hold")
         found = self._settings.file()
-        if "connection" in found.settings and not is_private(path):
+        if holds_key(found.settings) and not is_private(path):
             return _wrong(f"{path} holds a key, and others may read it", _private_fix(path))
         return _ok(str(path))
 
