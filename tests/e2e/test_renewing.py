@@ -3,6 +3,7 @@
 Its queue cannot be reached: what it read is looked for in the spool.
 """
 
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,14 +121,21 @@ def test_a_changed_configuration_holds_from_the_next_line_on(machine: Watched) -
     assert machine.note("configuration") == {}
 
 
-def test_a_spool_that_another_one_works_on_is_waited_for(machine: Watched) -> None:
+def test_what_another_process_has_or_takes_away_is_waited_for_or_made_anew(
+    machine: Watched,
+) -> None:
     machine.write("-open")
+    port = socket.create_server(("127.0.0.1", 0))
+    machine.config.write_text(f"[metrics]\nport = {port.getsockname()[1]}\n")
     other = SpoolLock(machine.spool)
     other.__enter__()
-    with machine.daemon() as process:
+    with port, machine.daemon() as process:
         assert soon(lambda: "Another `ferry ship` is at work" in machine.said)
         assert process.poll() is None
         other.__exit__()
+        assert soon(lambda: "metrics.port: " in machine.said)
+        assert process.poll() is None
+        machine.config.write_text("[metrics]\n")
         assert soon(lambda: machine.spool.exists() and machine.read())
         for path in machine.spool.parent.glob(f"{machine.spool.name}*"):
             path.unlink()

@@ -9,7 +9,7 @@ the start ends the daemon.
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,8 +125,13 @@ class _Daemon:
         while not self.stopping.is_set():
             began = clock()
             try:
-                setup = setup or _Setup.read(self._asked)
-                setup = await self._follow(setup)
+                if setup is None:
+                    setup = _Setup.read(self._asked)
+                elif setup.is_outdated():
+                    # What failed may be what was changed.
+                    setup = await self._next_setup(setup)
+                if setup is not None:
+                    setup = await self._follow(setup)
             except UserError:
                 raise
             except FerryError as error:
@@ -230,11 +235,9 @@ def _note_wrong(setup: _Setup, said: str) -> None:
     """Say where somebody may look that nothing is read before the configuration is right."""
     log.warning("nothing is read: %s", said, extra={"event": "configuration"})
     typer.echo(f"ferry: Nothing is read before this is right: {printable(said)}", err=True)
-    spool = opened_spool(setup.chosen, setup.target)
-    try:
+    # Where the spool is in trouble too, the log says so.
+    with suppress(FerryError), closing(opened_spool(setup.chosen, setup.target)) as spool:
         spool.note("configuration", {"error": printable(said), "since": utc_now()})
-    finally:
-        spool.close()
 
 
 @contextmanager
