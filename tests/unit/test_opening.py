@@ -10,6 +10,7 @@ from sessionferry.agent.opening import (
     MAX_WINDOWS_CHARS,
     extended,
     open_shared,
+    snapshot,
     unextended,
     usual_folder,
 )
@@ -29,6 +30,17 @@ def test_an_open_file_can_be_written_renamed_and_deleted(tmp_path: Path) -> None
         moved.unlink()
         assert file.read() == b"\x1a2\n3\n"
     assert path.read_bytes() == b"new\n"
+
+
+def test_what_may_be_replaced_can_be_once_there_is_a_snapshot(tmp_path: Path) -> None:
+    path, other = tmp_path / "transcript.jsonl", tmp_path / "new"
+    path.write_bytes(b"1\n")
+    other.write_bytes(b"2\n")
+    with open_shared(path) as file:
+        content = snapshot(file, 2)
+        other.replace(path)
+        assert content.read() == b"1\n"
+    assert path.read_bytes() == b"2\n"
 
 
 def test_a_file_that_is_not_there_is_named_in_the_error(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sessionferry.agent.content import (
 )
 from sessionferry.agent.discover import Source
 from sessionferry.agent.gate import Checked, Passed, Refusal
-from sessionferry.agent.opening import open_shared
+from sessionferry.agent.opening import open_shared, snapshot
 from sessionferry.agent.reading import MAX_LINE_BYTES, Blocks, LineTooLong, prefix_digest
 from sessionferry.agent.spool import FileId, Known, SpoolFull, Step
 from sessionferry.batch import Header
@@ -207,6 +207,8 @@ class Collector:
         elif packed:
             with unpacked(content) as inside:
                 self._read_stream(file._replace(content=inside))
+        elif source.is_rewritable:
+            self._read_stream(file._replace(content=snapshot(content, state.size)))
         else:
             self._read_stream(file)
 

@@ -6,11 +6,14 @@ file is open at all: to put another file in its place with `MoveFileExW`, as Pyt
 does. Files that are replaced are therefore only open while they are read.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+SNAPSHOT_BYTES = 16 * 1024 * 1024
+"""A file up to this size, which its tool may replace, is closed on Windows before work on it."""
 MAX_WINDOWS_CHARS = 259
 """Longest path that Windows takes as it is, unless it was told to take longer ones."""
 
@@ -58,6 +61,16 @@ else:
     def open_shared(path: Path) -> BinaryIO:
         """Open a file for reading, in nobody's way; raises `OSError` as `open` does."""
         return path.open("rb")
+
+
+def snapshot(file: BinaryIO, size: int) -> BinaryIO:
+    """Be out of the way of the tool that replaces this file: have its content, from its start."""
+    if sys.platform == "win32" and size <= SNAPSHOT_BYTES:
+        with file:
+            file.seek(0)
+            return io.BytesIO(file.read())
+    else:
+        return file
 
 
 def extended(path: str) -> str:

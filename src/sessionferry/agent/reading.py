@@ -59,8 +59,10 @@ class LineTooLong(Unreadable):
 
 def prefix_digest(file: BinaryIO, length: int) -> "hashlib._Hash | None":
     """Hash the first `length` bytes and stay there; None when the file is shorter."""
-    if os.fstat(file.fileno()).st_size < length:
+    start = file.tell()
+    if file.seek(0, os.SEEK_END) < length:
         return None
+    file.seek(start)
     digest = hashlib.sha256()
     left = length
     while left:
