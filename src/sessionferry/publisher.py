@@ -48,6 +48,10 @@ PROPERTY_ROOM = 2 * 1024
 """Bytes of a message left for its properties: Service Bus counts them towards its limit."""
 CLOSE_SECONDS = 5.0
 """How long a queue that no longer answers may hold up the closing of a link."""
+ANSWER_SECONDS = 30.0
+"""How long a link may take to open, the way to an Entra token included."""
+TAKEN_SECONDS = 60.0
+"""How long a message may be under way: a network that is left says nothing."""
 THROTTLED_SECONDS = 10.0
 """How long a queue that is busy is left alone: as Service Bus asks for."""
 MOST_PENDING = 500
@@ -157,7 +161,14 @@ class Publisher:
         self._client, self._credential = open_client(self._endpoints)
         self._sender = self._client.get_queue_sender(self._endpoints.queue)
         try:
-            self._limit = (await self._sender.create_message_batch()).max_size_in_bytes
+            # The SDK waits for ever where a firewall swallows what is sent.
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._limit = (await self._sender.create_message_batch()).max_size_in_bytes
+        except TimeoutError:
+            await self._drop_link()
+            raise TransientError(
+                f"The queue cannot be reached: it does not answer within {ANSWER_SECONDS:.0f} s."
+            ) from None
         except _REFUSALS as error:
             raise UserError(_refusal(self._endpoints, error)) from None
         except ClientAuthenticationError as error:
@@ -179,7 +190,13 @@ class Publisher:
         if sender is None:
             raise TransientError("The queue cannot be reached.")
         try:
-            await sender.send_messages(messages)
+            async with asyncio.timeout(TAKEN_SECONDS):
+                await sender.send_messages(messages)
+        except TimeoutError:
+            await self._drop_link()
+            raise TransientError(
+                f"The queue did not take a batch within {TAKEN_SECONDS:.0f} s."
+            ) from None
         except (AzureError, OSError) as error:
             await self._drop_link()
             sentence = f"The queue did not take a batch: {_brief(error)}"

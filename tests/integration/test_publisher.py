@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import socket
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
@@ -324,6 +325,41 @@ async def test_batches_are_held_until_the_broker_is_back(tmp_path: Path) -> None
             batches[1].header,
         ]
         forget_leaked_sockets()
+
+
+# The SDK leaves its socket open, which is closed after the loop that it belongs to.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_queue_that_never_answers_is_not_waited_for(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 1.0)
+
+    async def said_of(port: int) -> str:
+        connection = SecretStr(connection_string(port))
+        try:
+            async with Publisher(
+                endpoints_of(broker, tmp_path, connection=connection), retry_seconds=0.1
+            ):
+                return ""
+        except TransientError as error:
+            return str(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "does not answer within 1 s" in await said_of(silent.getsockname()[1])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_link_that_falls_silent_is_given_up_and_its_batch_sent_again(
+    broker: RunningBroker, target: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TAKEN_SECONDS", 1.0)
+    packed = pack_whole(header(kind="metadata", stream=None), b"{}")
+    async with Publisher(target, retry_seconds=0.5) as sender:
+        await sender.send(packed)
+        with broker.frozen(), pytest.raises(TransientError, match="within 1 s"):
+            await sender.flush()
+        assert await sender.flush() == [packed.header]
+    assert {decode(body_of(m)).payload for m in await queued(target)} == {b"{}"}
 
 
 async def test_a_queue_that_is_not_there_is_named(broker: RunningBroker, tmp_path: Path) -> None:

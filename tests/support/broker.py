@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +55,16 @@ class RunningBroker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let it say nothing meanwhile, with its connections open."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     @property
     def connection_string(self) -> str:
