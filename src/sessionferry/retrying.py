@@ -24,10 +24,14 @@ _ends_at: ContextVar[float] = ContextVar("ends_at", default=math.inf)
 """When the innermost retry around the running code ends, on the monotonic clock."""
 
 
+class OutOfTime(TransientError):
+    """It was not begun: the retry around it has no time left."""
+
+
 def check_time() -> None:
-    """Refuse to begin what the retry around it has no time left for; raises `TransientError`."""
+    """Refuse to begin what the retry around it has no time left for; raises `OutOfTime`."""
     if time.monotonic() > _ends_at.get():
-        raise TransientError("The time for it is over.")
+        raise OutOfTime("The time for it is over.")
 
 
 class _WaitAsTold(wait_base):
@@ -77,11 +81,18 @@ async def retry(
         reraise=True,
     )
 
+    failure: Exception | None = None
+
     # tenacity does not await what a lambda returns, only what a coroutine function does.
     async def attempt() -> Result:
+        nonlocal failure
         try:
             return await work()
-        except Exception:
+        except OutOfTime as error:
+            # What failed before says why there is no time left.
+            raise failure or error from None
+        except Exception as error:
+            failure = error
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # A library turned our cancellation into an error of its own.

@@ -93,6 +93,19 @@ async def test_nothing_begins_when_the_time_around_it_is_over() -> None:
     assert begun == 1
 
 
+async def test_what_failed_is_named_when_there_is_no_time_for_another_attempt() -> None:
+    refused = Work(TransientError("refused"))
+
+    async def work() -> None:
+        await refused()
+        await asyncio.sleep(0.06)
+        check_time()
+
+    with pytest.raises(TransientError, match="refused"):
+        await retry(work, seconds=0.05, first=0.001, most=0.001)
+    assert refused.calls == 2
+
+
 async def test_a_wait_that_would_last_longer_than_the_time_is_not_begun() -> None:
     started = time.monotonic()
     work = Work(ThrottledError(retry_after=30))
