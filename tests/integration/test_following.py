@@ -516,6 +516,27 @@ async def test_outside_the_hours_all_is_read_and_nothing_sent(machine: Machine) 
         await machine.has(lines(0))
 
 
+async def test_sending_ends_with_the_hours_though_much_waits(machine: Machine) -> None:
+    phase = "closed"
+
+    class Changing(Hours):
+        def seconds_until(self, now: datetime) -> float:
+            is_open = phase == "open" or (phase == "opened" and not machine.queue)
+            return 0.0 if is_open else 0.2
+
+    machine.habits = HABITS._replace(hours=Changing(0, 0))
+    content = b"".join(b'{"n":"%s"}\n' % os.urandom(20_000).hex().encode() for _ in range(200))
+    machine.write("events.jsonl", content)
+    async with machine.agent() as agent:
+        await until(lambda: agent.report.lines == 200)
+        phase = "opened"
+        await until(lambda: bool(machine.queue))
+        await asyncio.sleep(0.5)
+        assert len(machine.arrived()) < len(content) / 2
+        phase = "open"
+        await machine.has(content)
+
+
 async def test_no_failure_of_a_library_or_a_folder_ends_the_agent(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,7 +263,8 @@ class Agent:
 
     async def _send_while_busy(self, link: LimitedLink) -> None:
         """Send until nothing was to be sent for a while, or the hours are over."""
-        sending = Sending(self._spool, link, Pace(self._habits.bytes_per_second))
+        pace = Pace(self._habits.bytes_per_second)
+        sending = Sending(self._spool, link, pace, lambda: not self._seconds_to_wait())
         while True:
             self._news.clear()
             count = await sending.send_all()

@@ -7,6 +7,7 @@ crash or a broken link, means that it is sent again, under the same message id.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from sessionferry import telemetry
@@ -44,19 +45,29 @@ class Link(Protocol):
 
 
 class Sending:
-    """Sends a spool's batches over one link, which it must have to itself."""
+    """Sends a spool's batches over one link, which it must have to itself.
 
-    def __init__(self, spool: Spool, link: Link, pace: Pace | None = None) -> None:
+    `is_time` is asked now and then whether more may be sent.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        link: Link,
+        pace: Pace | None = None,
+        is_time: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._spool = spool
         self._link = link
         self._pace = pace or Pace(0)
+        self._is_time = is_time
         self._under_way: deque[_UnderWay | None] = deque()
         self._last = 0
 
     async def send_all(self) -> int:
         """Send what waits, as far as it fills messages; return how many batches that was."""
         count = 0
-        while sent := await self._send_next():
+        while self._is_time() and (sent := await self._send_next()):
             count += sent
             await asyncio.to_thread(self._spool.settle)
         return count
