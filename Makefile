@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORKERS ?= 2
+# More than two cores: tests mostly wait for processes.
+WORKERS ?= 3
 PYTHON313 ?= python3.13
 RUNTIME := 1.3.0
 CHECKOV := 3.3.30

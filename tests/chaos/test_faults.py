@@ -53,7 +53,7 @@ POISON_USER = "mara|p|s"
 
 @pytest.mark.timeout(290)
 def test_faults_of_every_kind_lose_nothing_and_count_nothing_twice(tmp_path: Path) -> None:
-    with Chaos(tmp_path, faults=SHORT_FAULTS, megabytes=12) as chaos:
+    with Chaos(tmp_path, faults=SHORT_FAULTS, megabytes=6) as chaos:
         chaos.run()
 
 

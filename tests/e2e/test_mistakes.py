@@ -7,6 +7,7 @@ import pytest
 import typer.main
 
 from sessionferry.cli import app
+from support.commands import CommandServer
 from support.stack import Ferry
 
 GROUP: Any = typer.main.get_command(app)
@@ -18,9 +19,9 @@ COMMANDS = [
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Ferry:
+def alone(tmp_path: Path, server: CommandServer) -> Ferry:
     """The command on a machine where nothing runs."""
-    return Ferry(tmp_path / "home")
+    return Ferry(tmp_path / "home", server=server)
 
 
 def sentence(ferry: Ferry, *arguments: object, code: int = 2) -> str:
