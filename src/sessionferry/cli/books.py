@@ -1,6 +1,7 @@
 """`ferry hosts`, `ferry reconcile`: machines, and what they sent against what is stored."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sessionferry.cli.output import (
     print_table,
     settings,
 )
-from sessionferry.cli.reading import Reader, with_reader
+from sessionferry.cli.reading import Reader, newest, with_reader
 from sessionferry.preview import visible
 from sessionferry.reconciling import SETTLED_AFTER, Reconciled, Shortfall, reconcile, write_off
 from sessionferry.statements import Statement
@@ -39,20 +40,7 @@ def hosts(
     Example: ferry hosts --limit 20
     """
 
-    async def read(reader: Reader) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        token: str | None = None
-        while len(found) < limit:
-            page = await reader.store.list_items(
-                "hosts", partition=user, limit=min(limit - len(found), 500), continuation=token
-            )
-            found += page.documents
-            token = page.continuation
-            if token is None:
-                break
-        return found
-
-    found = with_reader(settings(data), read)
+    found = with_reader(settings(data), partial(newest, "hosts", limit=limit, user=user))
     if as_json:
         print_json(found)
         return

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,7 +38,7 @@ from sessionferry.host import Identity
 from sessionferry.identity import STREAMS, SessionKey, Stream
 from sessionferry.lifecycle import status
 from sessionferry.settings import Settings, endpoints
-from sessionferry.store import Store
+from sessionferry.store import ItemContainer, Store
 from sessionferry.store.opening import open_store
 from sessionferry.verification import Finding
 
@@ -63,24 +64,8 @@ def sessions(
     Example: ferry sessions --project -srv-app-api --limit 20
     """
 
-    async def read(reader: Reader) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        token: str | None = None
-        while len(found) < limit:
-            page = await reader.store.list_items(
-                "sessions",
-                partition=user,
-                project_slug=project,
-                limit=min(limit - len(found), 500),
-                continuation=token,
-            )
-            found += page.documents
-            token = page.continuation
-            if token is None:
-                break
-        return found
-
-    found = with_reader(settings(data), read)
+    wanted = partial(newest, "sessions", limit=limit, user=user, project=project)
+    found = with_reader(settings(data), wanted)
     if as_json:
         print_json(found)
     elif not found:
@@ -248,6 +233,32 @@ def with_reader(chosen: Settings, work: Callable[[Reader], Awaitable[Result]]) -
             return await work(reader)
 
     return asyncio.run(run())
+
+
+async def newest(
+    container: ItemContainer,
+    reader: Reader,
+    *,
+    limit: int,
+    user: str | None = None,
+    project: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return the documents of a container that were last active, at most so many."""
+    found: list[dict[str, Any]] = []
+    token: str | None = None
+    while len(found) < limit:
+        page = await reader.store.list_items(
+            container,
+            partition=user,
+            project_slug=project,
+            limit=min(limit - len(found), 500),
+            continuation=token,
+        )
+        found += page.documents
+        token = page.continuation
+        if token is None:
+            break
+    return found
 
 
 # ---------------------------------------------------------------- printing
